@@ -1,0 +1,3 @@
+//! The `.qail` file: schema, packing, reader and writer.
+
+pub mod schema;
