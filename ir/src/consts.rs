@@ -145,9 +145,7 @@ impl Constant {
             ConstData::Bytes(bytes) => bytes.get(start..end).map(<[u8]>::to_vec).ok_or_else(out_of_range),
             ConstData::Source(source) => {
                 let mut out = vec![0; end - start];
-                source
-                    .read(start as u64, &mut out)
-                    .map_err(|source| ConstError::Io { ty: self.ty.clone(), source })?;
+                source.read(start as u64, &mut out).map_err(|source| ConstError::Io { ty: self.ty.clone(), source })?;
                 Ok(out)
             }
             ConstData::Splat(value) => {
@@ -191,7 +189,9 @@ impl Constant {
                     float(f64::from_le_bytes([a, b, c, d, e, f, g, h]))
                 }
                 (Elem::Plain(DType::I32), &[a, b, c, d]) => int(i64::from(i32::from_le_bytes([a, b, c, d]))),
-                (Elem::Plain(DType::I64), &[a, b, c, d, e, f, g, h]) => int(i64::from_le_bytes([a, b, c, d, e, f, g, h])),
+                (Elem::Plain(DType::I64), &[a, b, c, d, e, f, g, h]) => {
+                    int(i64::from_le_bytes([a, b, c, d, e, f, g, h]))
+                }
                 (Elem::Code(scheme), &[a]) if scheme.signed => int(i64::from(a as i8)),
                 (Elem::Code(scheme), &[a, b]) if scheme.signed => int(i64::from(i16::from_le_bytes([a, b]))),
                 (_, &[a, b]) => int(i64::from(u16::from_le_bytes([a, b]))),

@@ -130,12 +130,15 @@ impl Graph {
         inputs: &[ValueId],
         origin: Origin,
     ) -> Result<NodeId, TypeError> {
+        if inputs.len() > usize::from(u16::MAX) {
+            return Err(TypeError::new(op.name(), "at most 65535 operands", &[]));
+        }
         let operands: Vec<&TensorType> = inputs.iter().map(|&value| self.ty(value)).collect();
         let outputs = op.infer(&operands)?;
         let is_input = matches!(op, Op::Input(_));
         let name = self.claim_name(name.into());
         let node = self.inner.add_node(Node { name, op, outputs, origin });
-        for (to_slot, value) in (0u16..).zip(inputs) {
+        for (value, to_slot) in inputs.iter().zip(0u16..) {
             self.inner.add_edge(value.node.0, node, Wire { from_slot: value.slot, to_slot });
         }
         if is_input {
@@ -218,6 +221,11 @@ impl Graph {
     /// A constant of the graph.
     pub fn constant(&self, id: ConstId) -> &Arc<Constant> {
         &self.consts[id.0 as usize]
+    }
+
+    /// A constant, if the graph has it.
+    pub fn get_constant(&self, id: ConstId) -> Option<&Arc<Constant>> {
+        self.consts.get(id.0 as usize)
     }
 
     /// The constant behind a value, if a constant defines it.
@@ -326,6 +334,11 @@ impl Graph {
     pub fn merge_origin(&mut self, id: NodeId, origin: &Origin) {
         let node = &mut self.inner[id.0];
         node.origin = node.origin.merge(origin);
+    }
+
+    /// Every node, by age; nodes on a cycle are among them.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.inner.node_indices().map(NodeId)
     }
 
     /// Every node, operands before users; ties by age, so the order is stable.

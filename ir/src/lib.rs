@@ -9,18 +9,41 @@
 //! - [`interp`] says what a graph means: a scalar executor, the judge of every
 //!   other executor in the project and never the judged,
 //! - [`fixed`] holds the one integer multiplier that requantization uses.
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use qail_ir::{interp, text, verify};
+//!
+//! let graph = text::parse("
+//!     graph @policy(%obs: f32[1, 2]) -> (action = %act) {batch = 0} {
+//!       %w   = const [1.0, -1.0, 0.5, 2.0] : f32[2, 2]
+//!       %b   = const splat(0.25) : f32[2]
+//!       %act = linear %obs, %w, %b {act = relu} : f32[1, 2]
+//!     }
+//! ")?;
+//! verify(&graph)?;
+//!
+//! let obs = interp::Tensor::f32([1, 2], vec![2.0, 1.0]);
+//! let outputs = interp::run(&graph, &BTreeMap::from([("obs".to_owned(), obs)]))?;
+//! assert_eq!(outputs["action"].as_f32(), Some(&[2.75, 0.25][..]));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod consts;
+mod eq;
 pub mod fixed;
 mod graph;
+pub mod interp;
 mod op;
+pub mod text;
 mod ty;
+mod verify;
 
 pub use consts::{ConstData, ConstError, ConstId, ConstSource, Constant};
 pub use graph::{Graph, Node, NodeId, Origin, Output, ValueId};
 pub use op::{
-    Binary, BinaryFn, Cast, Concat, Const, Dequantize, Expand, FakeQuant, Input, Linear, LinearWq, Lookup,
-    MatMul, Op, QLinear, Quantize, Reduce, ReduceFn, Requantize, Reshape, Slice, SliceAxis, Transpose, TypeError,
-    Unary, UnaryFn,
+    Binary, BinaryFn, Cast, Concat, Const, Dequantize, Expand, FakeQuant, Input, Linear, LinearWq, Lookup, MatMul, Op,
+    QLinear, Quantize, Reduce, ReduceFn, Requantize, Reshape, Slice, SliceAxis, Transpose, TypeError, Unary, UnaryFn,
 };
 pub use ty::{DType, Elem, QuantScheme, Shape, TensorType};
+pub use verify::{VerifyError, verify};

@@ -238,7 +238,8 @@ impl Op {
     fn infer_linear_wq(&self, linear: &LinearWq, operands: &[&TensorType]) -> Result<TensorType, TypeError> {
         let error = || self.mismatch("x[.., K] of f32, codes w[K, N], s[G, N] and b[N] of f32", operands);
         let [x, w, s, b] = operands else { return Err(error()) };
-        if !x.is_f32() || w.scheme().is_none() || !s.is_f32() || !b.is_f32() || linear.group == 0 || w.shape.len() != 2 {
+        if !x.is_f32() || w.scheme().is_none() || !s.is_f32() || !b.is_f32() || linear.group == 0 || w.shape.len() != 2
+        {
             return Err(error());
         }
         if s.shape != [w.shape[0].div_ceil(linear.group), w.shape[1]] {

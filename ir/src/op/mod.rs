@@ -138,9 +138,27 @@ impl UnaryFn {
     /// The function in `f64`, through `libm`: the same bits on every platform.
     pub fn eval_f64(self, x: f64) -> f64 {
         match self {
-            Self::Relu => if x > 0.0 || x.is_nan() { x } else { 0.0 },
-            Self::LeakyRelu { alpha } => if x >= 0.0 { x } else { f64::from(alpha) * x },
-            Self::Elu { alpha } => if x >= 0.0 { x } else { f64::from(alpha) * libm::expm1(x) },
+            Self::Relu => {
+                if x > 0.0 || x.is_nan() {
+                    x
+                } else {
+                    0.0
+                }
+            }
+            Self::LeakyRelu { alpha } => {
+                if x >= 0.0 {
+                    x
+                } else {
+                    f64::from(alpha) * x
+                }
+            }
+            Self::Elu { alpha } => {
+                if x >= 0.0 {
+                    x
+                } else {
+                    f64::from(alpha) * libm::expm1(x)
+                }
+            }
             Self::Tanh => libm::tanh(x),
             Self::Sigmoid => 1.0 / (1.0 + libm::exp(-x)),
             Self::Silu => x / (1.0 + libm::exp(-x)),
@@ -207,7 +225,8 @@ impl BinaryFn {
         }
     }
 
-    /// The function in `f32`; `pow` goes through `libm` in `f64`.
+    /// The function in `f32`; `pow` goes through `libm` in `f64`. Of `min` and
+    /// `max`, NaN wins, and of two equal numbers (the zeros) the first.
     pub fn eval_f32(self, a: f32, b: f32) -> f32 {
         match self {
             Self::Add => a + b,
@@ -215,8 +234,46 @@ impl BinaryFn {
             Self::Mul => a * b,
             Self::Div => a / b,
             Self::Pow => libm::pow(f64::from(a), f64::from(b)) as f32,
-            Self::Min => a.min(b),
-            Self::Max => a.max(b),
+            // Not `f32::min`, which ignores NaN and leaves the sign of zero open.
+            Self::Min => {
+                if b < a || b.is_nan() && !a.is_nan() {
+                    b
+                } else {
+                    a
+                }
+            }
+            Self::Max => {
+                if b > a || b.is_nan() && !a.is_nan() {
+                    b
+                } else {
+                    a
+                }
+            }
+        }
+    }
+
+    /// As [`BinaryFn::eval_f32`], in `f64`.
+    pub fn eval_f64(self, a: f64, b: f64) -> f64 {
+        match self {
+            Self::Add => a + b,
+            Self::Sub => a - b,
+            Self::Mul => a * b,
+            Self::Div => a / b,
+            Self::Pow => libm::pow(a, b),
+            Self::Min => {
+                if b < a || b.is_nan() && !a.is_nan() {
+                    b
+                } else {
+                    a
+                }
+            }
+            Self::Max => {
+                if b > a || b.is_nan() && !a.is_nan() {
+                    b
+                } else {
+                    a
+                }
+            }
         }
     }
 }
@@ -324,7 +381,9 @@ pub struct Reduce {
     pub keep_dims: bool,
 }
 
-/// See [`Op::Cast`].
+/// See [`Op::Cast`]. Numbers become truth values by `x != 0`; floats become
+/// integers by truncation, saturating, and NaN becomes 0; wide integers become
+/// narrow ones by dropping bits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cast {
     /// The new element type.

@@ -1,0 +1,74 @@
+//! Equality of graphs: the same text and the same constants.
+//!
+//! Ids do not take part: a graph equals its copy that was printed and read.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{ConstData, Constant, Graph, NodeId, Op, ValueId};
+
+/// Inputs in their order, then every other node, operands before users and ties
+/// by age. A graph whose nodes were added in this order keeps it.
+pub(crate) fn canonical_order(graph: &Graph) -> Vec<NodeId> {
+    let mut order = graph.inputs().to_vec();
+    order.extend(graph.topo().into_iter().filter(|&id| !matches!(graph.node(id).op, Op::Input(_))));
+    order
+}
+
+impl PartialEq for Graph {
+    /// The same names, operations, types, origins, outputs and metadata in the
+    /// same order, and constants with the same elements, however stored.
+    fn eq(&self, other: &Self) -> bool {
+        let (left, right) = (canonical_order(self), canonical_order(other));
+        let header = self.name == other.name
+            && self.batch_axis == other.batch_axis
+            && self.metadata == other.metadata
+            && self.outputs.len() == other.outputs.len()
+            && self.inputs().len() == other.inputs().len()
+            && left.len() == right.len();
+        if !header {
+            return false;
+        }
+        let twin: BTreeMap<NodeId, NodeId> = left.iter().copied().zip(right.iter().copied()).collect();
+        let same_value = |a: ValueId, b: ValueId| twin.get(&a.node) == Some(&b.node) && a.slot == b.slot;
+        let same_node = |(&a, &b): (&NodeId, &NodeId)| {
+            let (x, y) = (self.node(a), other.node(b));
+            let (xs, ys) = (self.operands(a), other.operands(b));
+            x.name == y.name
+                && x.origin == y.origin
+                && x.outputs == y.outputs
+                && xs.len() == ys.len()
+                && xs.into_iter().zip(ys).all(|(a, b)| same_value(a, b))
+                && match (&x.op, &y.op) {
+                    (Op::Const(c), Op::Const(d)) => same_constant(self.constant(c.id), other.constant(d.id)),
+                    (a, b) => a == b,
+                }
+        };
+        left.iter().zip(&right).all(same_node)
+            && self.outputs.iter().zip(&other.outputs).all(|(a, b)| a.name == b.name && same_value(a.value, b.value))
+    }
+}
+
+/// True if both have one type and the same elements, bit by bit. What cannot be
+/// read equals nothing but itself.
+fn same_constant(a: &Arc<Constant>, b: &Arc<Constant>) -> bool {
+    if Arc::ptr_eq(a, b) {
+        return true;
+    }
+    if a.ty != b.ty {
+        return false;
+    }
+    match (&a.data, &b.data) {
+        (ConstData::Rand(x), ConstData::Rand(y)) if x == y => return true,
+        (ConstData::Splat(x), ConstData::Splat(y)) => {
+            return x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan());
+        }
+        (ConstData::Source(x), ConstData::Source(y)) if Arc::ptr_eq(x, y) => return true,
+        _ => {}
+    }
+    const CHUNK: usize = 1 << 16;
+    let n = a.ty.n_elements();
+    (0..n).step_by(CHUNK).all(|start| {
+        let range = start..start.saturating_add(CHUNK).min(n);
+        matches!((a.read_bytes(range.clone()), b.read_bytes(range)), (Ok(x), Ok(y)) if x == y)
+    })
+}

@@ -1,0 +1,66 @@
+//! Functions of one number: their parameters by name.
+
+use std::fmt::Write as _;
+
+use crate::UnaryFn;
+
+/// Parameters of a function, in the order in which they print.
+pub(super) fn params(f: UnaryFn) -> Vec<(&'static str, f32)> {
+    match f {
+        UnaryFn::LeakyRelu { alpha } | UnaryFn::Elu { alpha } => vec![("alpha", alpha)],
+        UnaryFn::Clip { min, max } => vec![("min", min), ("max", max)],
+        UnaryFn::Relu
+        | UnaryFn::Tanh
+        | UnaryFn::Sigmoid
+        | UnaryFn::Silu
+        | UnaryFn::Abs
+        | UnaryFn::Neg
+        | UnaryFn::Exp
+        | UnaryFn::Log
+        | UnaryFn::Sqrt
+        | UnaryFn::Reciprocal => vec![],
+    }
+}
+
+/// The function of a name, or `None` if there is none. `param` gives the
+/// parameters, asked for in the order in which they print.
+pub(super) fn by_name<E>(
+    name: &str,
+    mut param: impl FnMut(&'static str) -> Result<f32, E>,
+) -> Result<Option<UnaryFn>, E> {
+    Ok(Some(match name {
+        "relu" => UnaryFn::Relu,
+        "leaky_relu" => UnaryFn::LeakyRelu { alpha: param("alpha")? },
+        "elu" => UnaryFn::Elu { alpha: param("alpha")? },
+        "tanh" => UnaryFn::Tanh,
+        "sigmoid" => UnaryFn::Sigmoid,
+        "silu" => UnaryFn::Silu,
+        "clip" => UnaryFn::Clip { min: param("min")?, max: param("max")? },
+        "abs" => UnaryFn::Abs,
+        "neg" => UnaryFn::Neg,
+        "exp" => UnaryFn::Exp,
+        "log" => UnaryFn::Log,
+        "sqrt" => UnaryFn::Sqrt,
+        "reciprocal" => UnaryFn::Reciprocal,
+        _ => return Ok(None),
+    }))
+}
+
+/// `relu` or `clip(-1.0, 1.0)`.
+pub(super) fn call(f: UnaryFn) -> String {
+    let mut out = f.name().to_owned();
+    for (i, (_, value)) in params(f).into_iter().enumerate() {
+        // Writing to a `String` cannot fail.
+        let _ = write!(out, "{}{}", if i == 0 { "(" } else { ", " }, float(value));
+    }
+    if !params(f).is_empty() {
+        out.push(')');
+    }
+    out
+}
+
+/// The shortest text that reads back as the same number; `nan` has no sign.
+pub(super) fn float(x: impl std::fmt::Debug) -> String {
+    let text = format!("{x:?}");
+    if text == "NaN" { "nan".to_owned() } else { text }
+}
