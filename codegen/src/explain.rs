@@ -1,0 +1,124 @@
+//! The plan in words, for people: `qailc explain` and the tests.
+
+use std::fmt::Write;
+
+use qail_artifact::schema::{BindingSource, Place, Tensor, step};
+
+use crate::{Plan, error::op_name};
+
+/// Prints a plan: arenas, tensors, steps with place, kernel and workgroups.
+/// Canonical: equal plans print alike.
+pub fn explain(plan: &Plan) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let _ = write_plan(plan, &mut out);
+    out
+}
+
+fn write_plan(plan: &Plan, out: &mut String) -> std::fmt::Result {
+    let manifest = &plan.manifest;
+    writeln!(out, "plan @{}", manifest.name)?;
+    for (i, arena) in manifest.arenas.iter().enumerate() {
+        writeln!(out, "arena {i}: {} bytes, {}", arena.size, place_name(arena.place()))?;
+    }
+    for entry in &manifest.entries {
+        writeln!(out, "entry {}", entry.name)?;
+        for port in &entry.inputs {
+            writeln!(out, "  input  {} = {}", port.name, tensor(plan, port.tensor))?;
+        }
+        for step in &entry.steps {
+            let Some(op) = &step.op else { continue };
+            let operands = step.operands();
+            let reads: Vec<String> = operands.reads.iter().map(|&x| tensor_name(plan, x)).collect();
+            let write = operands.write.map_or_else(String::new, |x| tensor(plan, x));
+            writeln!(
+                out,
+                "  {:6} {} {write} = {}({})",
+                place_name(step.place()),
+                step.name,
+                op_name(op),
+                reads.join(", ")
+            )?;
+            if let Some(detail) = detail(op) {
+                writeln!(out, "           {detail}")?;
+            }
+            if let Some(dispatch) = &step.dispatch {
+                let kernel = manifest.kernels.get(dispatch.kernel as usize).map_or("?", |kernel| &kernel.name);
+                let groups: Vec<String> = dispatch.workgroups.iter().map(u32::to_string).collect();
+                let bindings: Vec<String> = dispatch
+                    .bindings
+                    .iter()
+                    .map(|binding| match binding.source {
+                        Some(BindingSource::Tensor(i)) => {
+                            format!("{}%{}", if binding.write { "*" } else { "" }, tensor_name(plan, i))
+                        }
+                        Some(BindingSource::Section(i)) => {
+                            plan.sections.get(i as usize).map_or_else(|| "?".to_owned(), |section| section.name.clone())
+                        }
+                        None => "?".to_owned(),
+                    })
+                    .collect();
+                writeln!(out, "           {kernel} {} ({})", groups.join("x"), bindings.join(", "))?;
+            }
+        }
+        for port in &entry.outputs {
+            writeln!(out, "  output {} = {}", port.name, tensor(plan, port.tensor))?;
+        }
+    }
+    for section in &plan.sections {
+        writeln!(out, "section {}: {:?}, {} bytes", section.name, section.layout, section.bytes.len())?;
+    }
+    Ok(())
+}
+
+fn place_name(place: Place) -> &'static str {
+    match place {
+        Place::Host => "host",
+        Place::Device => "device",
+    }
+}
+
+fn get(plan: &Plan, index: u32) -> Option<&Tensor> {
+    plan.manifest.tensors.get(index as usize)
+}
+
+fn tensor_name(plan: &Plan, index: u32) -> String {
+    get(plan, index).map_or_else(|| "?".to_owned(), |tensor| tensor.name.clone())
+}
+
+/// Name, storage, shape and place of a tensor.
+fn tensor(plan: &Plan, index: u32) -> String {
+    get(plan, index).map_or_else(
+        || "?".to_owned(),
+        |t| format!("{}: {:?}{:?} @{}+{}", t.name, t.storage(), t.shape, t.arena, t.offset),
+    )
+}
+
+/// What distinguishes steps of one operation.
+fn detail(op: &step::Op) -> Option<String> {
+    let requantize = |op: &step::Requantize| {
+        let table = if op.table.is_some() { " through a table" } else { "" };
+        format!("codes in {}..={}, zero {}{table}", op.lo, op.hi, op.zero_point)
+    };
+    let act = |f: &Option<step::Function>| {
+        f.as_ref().map_or_else(String::new, |f| format!(", {:?}", f.kind()).to_lowercase())
+    };
+    match op {
+        step::Op::Quantize(op) => Some(format!("codes in {}..={}, zero {}", op.lo, op.hi, op.zero_point)),
+        step::Op::QLinear(op) => {
+            let codes = op.requantize.as_ref().map_or_else(|| "accumulators".to_owned(), requantize);
+            Some(format!("{} x {} x {}, {codes}", op.rows, op.k, op.n))
+        }
+        step::Op::Requantize(op) => Some(requantize(&op.requantize)),
+        step::Op::Linear(op) => Some(format!("{} x {} x {}{}", op.rows, op.k, op.n, act(&op.act))),
+        step::Op::LinearWq(op) => {
+            Some(format!("{} x {} x {}, groups of {}{}", op.rows, op.k, op.n, op.group, act(&op.act)))
+        }
+        step::Op::Unary(op) => Some(format!("{:?}", op.f.kind()).to_lowercase()),
+        step::Op::Binary(op) => Some(format!("{:?}", op.f()).to_lowercase()),
+        step::Op::Reduce(op) => Some(format!("{:?} of {:?}", op.f(), op.inner).to_lowercase()),
+        step::Op::MatMul(op) => Some(format!("{:?} x {} x {} x {}", op.batch, op.m, op.k, op.n)),
+        step::Op::Copy(op) => Some(format!("{:?}", op.shape)),
+        step::Op::Dequantize(_) | step::Op::Repeat(_) => None,
+    }
+}

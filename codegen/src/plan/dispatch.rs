@@ -1,0 +1,186 @@
+//! Gives every device step its kernel: specialized text, workgroups, bindings.
+
+use std::collections::BTreeMap;
+
+use qail_artifact::schema::{Binding, BindingSource, Dispatch, Kernel, Layout, Place, Storage, Tensor, step};
+
+use super::builder::{Builder, rows};
+use crate::{
+    CodegenError,
+    error::op_name,
+    kernels::{
+        Shader, binary, copy,
+        linear_f32::LinearF32,
+        linear_wq::LinearWq,
+        matmul_f32::MatMulF32,
+        qlinear::{Finish, QLinear},
+        reduce, requantize,
+        unary::Unary,
+    },
+    validate,
+};
+
+/// Largest binding of a device with default limits in bytes.
+const MAX_BINDING: u64 = 128 << 20;
+
+/// A shader and what it is bound to, in the order of its bindings.
+struct Use {
+    shader: Shader,
+    bindings: Vec<BindingSource>,
+}
+
+/// Kernels of all device steps; the steps get their dispatches.
+pub(crate) fn assign(builder: &mut Builder<'_>) -> Result<Vec<Kernel>, CodegenError> {
+    let mut kernels: Vec<Kernel> = Vec::new();
+    // Steps with equal texts share a kernel and the result of its validation.
+    let mut by_text: BTreeMap<String, (u32, Vec<bool>)> = BTreeMap::new();
+    let mut steps = std::mem::take(&mut builder.steps);
+    for step in &mut steps {
+        let Some(op) = step.op.as_ref().filter(|_| step.place == i32::from(Place::Device)) else { continue };
+        let Use { shader, bindings } = choose(builder, &step.name, op)?;
+        let (kernel, writes) = match by_text.get(&shader.text) {
+            Some(known) => known.clone(),
+            None => {
+                let checked = validate::kernel(&step.name, shader.name, &shader.text)?;
+                let name = format!("{}.{}", shader.name, kernels.len());
+                let section =
+                    builder.section(&format!("kernel.{name}"), Layout::Wgsl, shader.text.clone().into_bytes())?;
+                let index = u32::try_from(kernels.len())
+                    .map_err(|_| CodegenError::internal("the number of kernels fits into 32 bits"))?;
+                kernels.push(Kernel { name, section, entry: "main".to_owned(), features: Vec::new() });
+                by_text.insert(shader.text, (index, checked.writes.clone()));
+                (index, checked.writes)
+            }
+        };
+        if writes.len() != bindings.len() {
+            return Err(CodegenError::internal("a kernel is bound to as many buffers as it declares"));
+        }
+        for &source in &bindings {
+            check_size(builder, &step.name, source)?;
+        }
+        let bindings = bindings.into_iter().zip(writes).map(|(source, write)| Binding { source: Some(source), write });
+        step.dispatch = Some(Dispatch { kernel, workgroups: shader.workgroups.to_vec(), bindings: bindings.collect() });
+    }
+    builder.steps = steps;
+    Ok(kernels)
+}
+
+fn check_size(builder: &Builder<'_>, node: &str, source: BindingSource) -> Result<(), CodegenError> {
+    let size = match source {
+        BindingSource::Tensor(tensor) => builder.entry(tensor)?.size,
+        BindingSource::Section(section) => {
+            usize::try_from(section).ok().and_then(|i| builder.sections.get(i)).map_or(0, |s| s.bytes.len() as u64)
+        }
+    };
+    if size > MAX_BINDING {
+        return Err(CodegenError::Limit {
+            node: node.to_owned(),
+            what: "size of a buffer in bytes",
+            found: size.to_string(),
+            limit: MAX_BINDING.to_string(),
+        });
+    }
+    Ok(())
+}
+
+fn choose(builder: &Builder<'_>, node: &str, op: &step::Op) -> Result<Use, CodegenError> {
+    let tensor = BindingSource::Tensor;
+    let section = BindingSource::Section;
+    let refuse = |reason: String| CodegenError::Unsupported { node: node.to_owned(), op: op_name(op), reason };
+    match op {
+        step::Op::QLinear(op) => {
+            let (x, out) = (builder.entry(op.x)?, builder.entry(op.out)?);
+            let layout = usize::try_from(op.weight).ok().and_then(|i| builder.sections.get(i)).map(|s| s.layout);
+            let (finish, [m, shift, table]) = finish(op.requantize.as_ref(), out, op.bias);
+            let shader = QLinear {
+                w4: layout == Some(Layout::W4Tile8x32),
+                n: op.n,
+                rows: op.rows,
+                x_stride: x.stride,
+                planes: if x.storage() == Storage::I16 { 2 } else { 1 },
+                out_stride: out.stride,
+                finish,
+            }
+            .specialize(node)?;
+            let bindings = vec![tensor(op.x), section(op.weight), section(op.bias), m, shift, table, tensor(op.out)];
+            Ok(Use { shader, bindings })
+        }
+        step::Op::Requantize(op) => {
+            let (x, out) = (builder.entry(op.x)?, builder.entry(op.out)?);
+            let (finish, [m, shift, table]) = finish(Some(&op.requantize), out, op.requantize.m);
+            let shader = requantize::Requantize { n: x.stride, rows: rows(&x.shape), out_stride: out.stride, finish };
+            Ok(Use { shader: shader.specialize(node)?, bindings: vec![tensor(op.x), m, shift, table, tensor(op.out)] })
+        }
+        step::Op::Linear(op) => {
+            let shader = LinearF32 { k: op.k, n: op.n, rows: op.rows, act: op.act }.specialize(node)?;
+            let bindings = vec![tensor(op.x), section(op.weight), section(op.bias), tensor(op.out)];
+            Ok(Use { shader, bindings })
+        }
+        step::Op::LinearWq(op) => {
+            let layout = usize::try_from(op.weight).ok().and_then(|i| builder.sections.get(i)).map(|s| s.layout);
+            let w4 = layout == Some(Layout::W4Tile8x32);
+            let shader = LinearWq { w4, k: op.k, n: op.n, rows: op.rows, group: op.group, act: op.act };
+            let bindings = vec![tensor(op.x), section(op.weight), section(op.scale), section(op.bias), tensor(op.out)];
+            Ok(Use { shader: shader.specialize(node)?, bindings })
+        }
+        step::Op::Unary(op) => {
+            let n = builder.entry(op.out)?.size / 4;
+            Ok(Use { shader: Unary { n, f: op.f }.specialize(node)?, bindings: vec![tensor(op.x), tensor(op.out)] })
+        }
+        step::Op::Binary(op) => {
+            let shape = &builder.entry(op.out)?.shape;
+            let shader = binary::specialize(node, op, shape)?;
+            Ok(Use { shader, bindings: vec![bound(&op.a)?, bound(&op.b)?, tensor(op.out)] })
+        }
+        step::Op::Copy(op) => {
+            let words = match builder.entry(op.out)?.storage() {
+                Storage::F32 | Storage::I32 => true,
+                Storage::I8 => false,
+                storage @ (Storage::I16 | Storage::U8 | Storage::I64 | Storage::Unspecified) => {
+                    return Err(refuse(format!("elements of storage {storage:?} on a device")));
+                }
+            };
+            let shader = copy::specialize(node, op, words)?;
+            Ok(Use { shader, bindings: vec![bound(&op.x)?, tensor(op.out)] })
+        }
+        step::Op::Reduce(op) => {
+            let shader = reduce::specialize(node, op)?;
+            Ok(Use { shader, bindings: vec![bound(&op.x)?, tensor(op.out)] })
+        }
+        step::Op::MatMul(op) => {
+            let shader = MatMulF32 { op }.specialize(node)?;
+            Ok(Use { shader, bindings: vec![bound(&op.a)?, bound(&op.b)?, tensor(op.out)] })
+        }
+        step::Op::Quantize(_) | step::Op::Dequantize(_) | step::Op::Repeat(_) => {
+            Err(refuse("it is host code".to_owned()))
+        }
+    }
+}
+
+/// What an operand is bound to.
+fn bound(operand: &step::Operand) -> Result<BindingSource, CodegenError> {
+    match operand.source {
+        Some(step::Source::Tensor(tensor)) => Ok(BindingSource::Tensor(tensor)),
+        Some(step::Source::Section(section)) => Ok(BindingSource::Section(section)),
+        None => Err(CodegenError::internal("an operand has a source")),
+    }
+}
+
+/// How accumulators are finished, and the bindings of multiplier, shift and
+/// table. What a variant does not read is bound to `any`.
+fn finish(requantize: Option<&step::Requantize>, out: &Tensor, any: u32) -> (Finish, [BindingSource; 3]) {
+    let section = BindingSource::Section;
+    match requantize {
+        None => (Finish::Accumulators, [section(any); 3]),
+        Some(op) => {
+            let finish = Finish::Codes {
+                lo: i64::from(op.lo) - i64::from(op.zero_point),
+                hi: i64::from(op.hi) - i64::from(op.zero_point),
+                add: i64::from(op.zero_point)
+                    - if op.table.is_some() { i64::from(op.table_lo) } else { i64::from(out.code_offset) },
+                table: op.table.is_some(),
+            };
+            (finish, [section(op.m), section(op.shift), section(op.table.unwrap_or(any))])
+        }
+    }
+}

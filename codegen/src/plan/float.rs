@@ -1,0 +1,253 @@
+//! Selection of the float operations.
+
+use qail_artifact::{
+    pack,
+    schema::{Layout, Place, step},
+};
+use qail_ir::{BinaryFn, NodeId, ReduceFn, UnaryFn};
+
+use super::{
+    builder::{Builder, rows},
+    place::Placement,
+};
+use crate::CodegenError;
+
+impl Builder<'_> {
+    /// A function of one number.
+    pub(crate) fn unary(&mut self, node: NodeId, f: step::Function, place: Place) -> Result<(), CodegenError> {
+        let [x] = self.operands(node)?;
+        let x = self.tensor_of(node, x, place)?;
+        let out = self.result(node)?;
+        self.push(node, place, step::Op::Unary(step::Unary { x, out, f }));
+        Ok(())
+    }
+
+    /// A function of two numbers.
+    pub(crate) fn binary(&mut self, node: NodeId, f: BinaryFn, place: Place) -> Result<(), CodegenError> {
+        self.require_f32(node)?;
+        let [a, b] = self.operands(node)?;
+        let shape: Vec<u64> = self.graph.ty(node.value()).shape.iter().map(|&extent| extent as u64).collect();
+        let a = self.broadcast(node, a, place, &shape)?;
+        let b = self.broadcast(node, b, place, &shape)?;
+        let out = self.result(node)?;
+        self.push(node, place, step::Op::Binary(step::Binary { a, b, out, f: binary_kind(f).into() }));
+        Ok(())
+    }
+
+    /// A cast between plain types.
+    pub(crate) fn cast(&mut self, node: NodeId, place: Place) -> Result<(), CodegenError> {
+        let [x] = self.operands(node)?;
+        let (from, to) = (self.graph.ty(x), self.graph.ty(node.value()));
+        if !to.is_f32() || (place == Place::Device && !from.is_f32()) {
+            let reason = format!("from {} to {}; a cast to f32 before the first layer is accepted", from.elem, to.elem);
+            return Err(self.unsupported(node, reason));
+        }
+        self.unary(node, function(None), place)
+    }
+
+    /// A float matrix product. Where nothing but host steps follow, a curved
+    /// activation becomes a host step too, so that actions do not depend on the
+    /// `tanh` of a driver.
+    pub(crate) fn linear(
+        &mut self,
+        node: NodeId,
+        act: Option<UnaryFn>,
+        placement: &Placement,
+    ) -> Result<(), CodegenError> {
+        let [x, w, b] = self.operands(node)?;
+        let weights = self.constant(node, w, "weight")?;
+        let &[k, n] = &weights.ty.shape[..] else {
+            return Err(self.unsupported(node, format!("weights of type {}", weights.ty)));
+        };
+        let elements = self.read_f32(node, weights)?;
+        let bytes = pack::pack_f32(&elements, k, n)
+            .map_err(|error| CodegenError::Pack { node: self.name(node), reason: error.to_string() })?;
+        let x = self.tensor_of(node, x, Place::Device)?;
+        let weight = self.section(&format!("{}.weight", self.name(node)), Layout::F32Rows8, bytes)?;
+        let bias = self.f32_section(node, b, "bias")?;
+        let (out, act) = self.activated(node, act, placement)?;
+        let rows = rows(&self.entry(out.linear)?.shape);
+        let (k, n) = (k as u64, n as u64);
+        let step = step::Linear { x, out: out.linear, weight, bias, k, n, rows, act };
+        self.push(node, Place::Device, step::Op::Linear(step));
+        self.push_activation(node, &out);
+        Ok(())
+    }
+
+    /// A float matrix product with quantized weights.
+    pub(crate) fn linear_wq(
+        &mut self,
+        node: NodeId,
+        op: &qail_ir::LinearWq,
+        placement: &Placement,
+    ) -> Result<(), CodegenError> {
+        let [x, w, s, b] = self.operands(node)?;
+        let &[k, n] = &self.constant(node, w, "weight")?.ty.shape[..] else {
+            return Err(self.unsupported(node, "weights that are no matrix"));
+        };
+        let codes = self.weight_codes(node, w)?;
+        let x = self.tensor_of(node, x, Place::Device)?;
+        let weight = self.weight_section(node, w, &codes, k, n)?;
+        let scale = self.f32_section(node, s, "scale")?;
+        let bias = self.f32_section(node, b, "bias")?;
+        let (out, act) = self.activated(node, op.act, placement)?;
+        let rows = rows(&self.entry(out.linear)?.shape);
+        let (k, n, group) = (k as u64, n as u64, op.group as u64);
+        let step = step::LinearWq { x, out: out.linear, weight, scale, bias, k, n, rows, group, act };
+        self.push(node, Place::Device, step::Op::LinearWq(step));
+        self.push_activation(node, &out);
+        Ok(())
+    }
+
+    /// A reduction.
+    pub(crate) fn reduce(&mut self, node: NodeId, op: &qail_ir::Reduce, place: Place) -> Result<(), CodegenError> {
+        let [x] = self.operands(node)?;
+        let shape: Vec<u64> = self.graph.ty(x).shape.iter().map(|&extent| extent as u64).collect();
+        let mut operand = self.operand(node, x, place)?;
+        let (mut outer, mut outer_strides) = (Vec::new(), Vec::new());
+        let (mut inner, mut inner_strides) = (Vec::new(), Vec::new());
+        for (axis, (&extent, &stride)) in shape.iter().zip(&operand.strides).enumerate() {
+            if op.axes.contains(&axis) {
+                inner.push(extent);
+                inner_strides.push(stride);
+            } else {
+                outer.push(extent);
+                outer_strides.push(stride);
+            }
+        }
+        operand.strides = outer_strides;
+        let out = self.result(node)?;
+        let f = match op.f {
+            ReduceFn::Sum => step::ReduceKind::Sum,
+            ReduceFn::Mean => step::ReduceKind::Mean,
+            ReduceFn::Min => step::ReduceKind::Min,
+            ReduceFn::Max => step::ReduceKind::Max,
+        };
+        let step = step::Reduce { x: operand, out, f: f.into(), outer, inner, inner_strides };
+        self.push(node, place, step::Op::Reduce(step));
+        Ok(())
+    }
+
+    /// A product of two computed values.
+    pub(crate) fn matmul(&mut self, node: NodeId) -> Result<(), CodegenError> {
+        let [a, b] = self.operands(node)?;
+        let shape: Vec<u64> = self.graph.ty(node.value()).shape.iter().map(|&extent| extent as u64).collect();
+        let Some(&k) = self.graph.ty(a).shape.last() else {
+            return Err(self.unsupported(node, "an operand without axes"));
+        };
+        let [batch @ .., m, n] = &shape[..] else {
+            return Err(self.unsupported(node, "a result of less than two axes"));
+        };
+        let mut operands = Vec::with_capacity(2);
+        for value in [a, b] {
+            let own = &self.graph.ty(value).shape;
+            let own: Vec<u64> = own.iter().take(own.len().saturating_sub(2)).map(|&extent| extent as u64).collect();
+            let mut operand = self.operand(node, value, Place::Device)?;
+            operand.strides.truncate(own.len());
+            operand.strides = super::shape::broadcast(&own, &operand.strides, batch)
+                .ok_or_else(|| CodegenError::internal("operands of a verified graph broadcast"))?;
+            operands.push(operand);
+        }
+        let (Some(b), Some(a)) = (operands.pop(), operands.pop()) else {
+            return Err(CodegenError::internal("a product has two operands"));
+        };
+        let out = self.result(node)?;
+        let step = step::MatMul { a, b, out, batch: batch.to_vec(), m: *m, n: *n, k: k as u64 };
+        self.push(node, Place::Device, step::Op::MatMul(step));
+        Ok(())
+    }
+
+    /// Fails unless the result of the node is `f32`.
+    fn require_f32(&self, node: NodeId) -> Result<(), CodegenError> {
+        let ty = self.graph.ty(node.value());
+        if ty.is_f32() {
+            Ok(())
+        } else {
+            Err(self.unsupported(node, format!("a result of type {ty}; f32 is accepted")))
+        }
+    }
+
+    /// Tensors of a matrix product with activation, and the part of the
+    /// activation that stays in its step.
+    fn activated(
+        &mut self,
+        node: NodeId,
+        act: Option<UnaryFn>,
+        placement: &Placement,
+    ) -> Result<(Activated, Option<step::Function>), CodegenError> {
+        match act {
+            Some(f) if is_curved(f) && placement.is_last(node) => {
+                let name = format!("{}.sum", self.name(node));
+                let graph = self.graph;
+                let linear = self.tensor(node, &name, graph.ty(node.value()))?;
+                let out = self.result(node)?;
+                Ok((Activated { linear, host: Some((out, function(Some(f)))) }, None))
+            }
+            act => Ok((Activated { linear: self.result(node)?, host: None }, act.map(|f| function(Some(f))))),
+        }
+    }
+
+    fn push_activation(&mut self, node: NodeId, out: &Activated) {
+        if let Some((result, f)) = out.host {
+            let name = format!("{}.act", self.name(node));
+            self.push_named(name, Place::Host, step::Op::Unary(step::Unary { x: out.linear, out: result, f }));
+        }
+    }
+}
+
+/// Tensors of a matrix product whose activation may be a step of its own.
+struct Activated {
+    /// What the product writes.
+    linear: u32,
+    /// What the host step writes, and its function.
+    host: Option<(u32, step::Function)>,
+}
+
+/// True if shaders compute the function with a tolerance only.
+fn is_curved(f: UnaryFn) -> bool {
+    match f {
+        UnaryFn::Elu { .. }
+        | UnaryFn::Tanh
+        | UnaryFn::Sigmoid
+        | UnaryFn::Silu
+        | UnaryFn::Exp
+        | UnaryFn::Log
+        | UnaryFn::Sqrt
+        | UnaryFn::Reciprocal => true,
+        UnaryFn::Relu | UnaryFn::LeakyRelu { .. } | UnaryFn::Clip { .. } | UnaryFn::Abs | UnaryFn::Neg => false,
+    }
+}
+
+/// The function in the schema; none is the identity.
+pub(crate) fn function(f: Option<UnaryFn>) -> step::Function {
+    use step::FunctionKind as Kind;
+    let (kind, p0, p1) = match f {
+        None => (Kind::Identity, 0.0, 0.0),
+        Some(UnaryFn::Relu) => (Kind::Relu, 0.0, 0.0),
+        Some(UnaryFn::LeakyRelu { alpha }) => (Kind::LeakyRelu, alpha, 0.0),
+        Some(UnaryFn::Elu { alpha }) => (Kind::Elu, alpha, 0.0),
+        Some(UnaryFn::Tanh) => (Kind::Tanh, 0.0, 0.0),
+        Some(UnaryFn::Sigmoid) => (Kind::Sigmoid, 0.0, 0.0),
+        Some(UnaryFn::Silu) => (Kind::Silu, 0.0, 0.0),
+        Some(UnaryFn::Clip { min, max }) => (Kind::Clip, min, max),
+        Some(UnaryFn::Abs) => (Kind::Abs, 0.0, 0.0),
+        Some(UnaryFn::Neg) => (Kind::Neg, 0.0, 0.0),
+        Some(UnaryFn::Exp) => (Kind::Exp, 0.0, 0.0),
+        Some(UnaryFn::Log) => (Kind::Log, 0.0, 0.0),
+        Some(UnaryFn::Sqrt) => (Kind::Sqrt, 0.0, 0.0),
+        Some(UnaryFn::Reciprocal) => (Kind::Reciprocal, 0.0, 0.0),
+    };
+    step::Function { kind: kind.into(), p0, p1 }
+}
+
+fn binary_kind(f: BinaryFn) -> step::BinaryKind {
+    match f {
+        BinaryFn::Add => step::BinaryKind::Add,
+        BinaryFn::Sub => step::BinaryKind::Sub,
+        BinaryFn::Mul => step::BinaryKind::Mul,
+        BinaryFn::Div => step::BinaryKind::Div,
+        BinaryFn::Pow => step::BinaryKind::Pow,
+        BinaryFn::Min => step::BinaryKind::Min,
+        BinaryFn::Max => step::BinaryKind::Max,
+    }
+}

@@ -1,0 +1,247 @@
+//! A lowered graph becomes a plan: steps over tensors at fixed places.
+//!
+//! 1. `place` decides who computes a node and orders the nodes,
+//! 2. `quant`, `float` and `movement` select steps, node by node,
+//! 3. inputs and outputs get tensors in host memory, with a copy where a device
+//!    step works on the value,
+//! 4. `memory` assigns arenas and offsets,
+//! 5. `dispatch` gives every device step its kernel.
+
+mod builder;
+mod dispatch;
+mod float;
+mod memory;
+mod movement;
+mod place;
+mod quant;
+pub(crate) mod shape;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use qail_artifact::{
+    WriteError, Writer,
+    schema::{EntryPoint, Manifest, Place, Port, Section, step},
+};
+use qail_ir::{Graph, NodeId, Op};
+
+pub use builder::SectionData;
+
+use self::{
+    builder::{Builder, Source},
+    place::Placement,
+    quant::Fusions,
+};
+use crate::CodegenError;
+
+/// Allowed values of an input or output, one number an element of the last axis.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Bounds {
+    /// Smallest values.
+    pub lower: Vec<f64>,
+    /// Largest values.
+    pub upper: Vec<f64>,
+}
+
+/// What the caller chooses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BuildOptions {
+    /// Bounds of inputs and outputs, by name.
+    pub bounds: BTreeMap<String, Bounds>,
+    /// Emit a kernel for every device step. Without, the plan runs on a CPU only
+    /// and is free of the limits of a GPU.
+    pub shaders: bool,
+}
+
+impl Default for BuildOptions {
+    fn default() -> Self {
+        Self { bounds: BTreeMap::new(), shaders: true }
+    }
+}
+
+/// A manifest and the bytes of its sections.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Complete except for what the caller knows: precision, provenance, layers,
+    /// rate, evaluation. Offsets and checksums of sections are those of a file.
+    pub manifest: Manifest,
+    /// The sections, in the order of the manifest.
+    pub sections: Vec<SectionData>,
+}
+
+impl Plan {
+    /// The finished file. Sections keep their indices: a plan has no two with
+    /// equal contents.
+    ///
+    /// # Errors
+    ///
+    /// If the file would be refused by its own reader.
+    pub fn to_file(&self) -> Result<Vec<u8>, WriteError> {
+        let mut writer = Writer::new();
+        for section in &self.sections {
+            writer.add_section(&section.name, section.layout, &section.bytes)?;
+        }
+        writer.finish(self.manifest.clone())
+    }
+}
+
+/// Turns a lowered graph into a plan.
+///
+/// # Errors
+///
+/// [`CodegenError`], which names the node.
+pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError> {
+    let placement = Placement::new(graph);
+    let fusions = Fusions::new(graph);
+    let mut builder = Builder::new(graph);
+    let mut inputs: Vec<u32> = Vec::new();
+    for &node in &placement.order {
+        if let Op::Input(_) = graph.node(node).op {
+            inputs.push(builder.input(node, &placement)?);
+        } else {
+            builder.node(node, &placement, &fusions, &inputs)?;
+        }
+    }
+    let outputs = builder.outputs(&inputs)?;
+
+    let port = |name: &str, tensor: u32| {
+        let bounds = options.bounds.get(name).cloned().unwrap_or_default();
+        Port { name: name.to_owned(), tensor, lower: bounds.lower, upper: bounds.upper }
+    };
+    // The graph numbers its inputs; the plan made them in the order of the steps.
+    let mut by_node: BTreeMap<NodeId, u32> = BTreeMap::new();
+    let input_nodes = placement.order.iter().copied().filter(|node| matches!(graph.node(*node).op, Op::Input(_)));
+    by_node.extend(input_nodes.zip(inputs.iter().copied()));
+    let mut entry = EntryPoint { name: "main".to_owned(), ..EntryPoint::default() };
+    for node in graph.inputs() {
+        let tensor = by_node.get(node).copied().ok_or_else(|| CodegenError::internal("every input has a tensor"))?;
+        entry.inputs.push(port(&graph.node(*node).name, tensor));
+    }
+    for (output, &tensor) in graph.outputs.iter().zip(&outputs) {
+        entry.outputs.push(port(&output.name, tensor));
+    }
+
+    let ports: BTreeSet<u32> = inputs.into_iter().chain(outputs).collect();
+    let arenas = memory::plan(&builder.steps, &mut builder.tensors, &ports)?;
+    let kernels = if options.shaders { dispatch::assign(&mut builder)? } else { Vec::new() };
+    let Builder { sections, tensors, steps, .. } = builder;
+    entry.steps = steps;
+    let manifest = Manifest {
+        min_reader: 1,
+        name: graph.name.clone(),
+        sections: sections
+            .iter()
+            .map(|section| Section {
+                name: section.name.clone(),
+                layout: section.layout.into(),
+                offset: 0,
+                len: section.bytes.len() as u64,
+                sha256: Vec::new(),
+            })
+            .collect(),
+        arenas,
+        tensors,
+        kernels,
+        entries: vec![entry],
+        metadata: graph.metadata.clone(),
+        ..Manifest::default()
+    };
+    Ok(Plan { manifest, sections })
+}
+
+impl Builder<'_> {
+    /// The tensor of a model input and, if device steps read it, its twin.
+    fn input(&mut self, node: NodeId, placement: &Placement) -> Result<u32, CodegenError> {
+        self.require_plain(node)?;
+        let tensor = self.result(node)?;
+        let value = node.value();
+        if self.graph.users(value).iter().any(|(user, _)| placement.place(*user) == Place::Device) {
+            let x = self.operand(node, value, Place::Host)?;
+            let graph = self.graph;
+            let twin = self.tensor(node, &format!("{}.device", self.name(node)), graph.ty(value))?;
+            let shape = movement::shape_of(self, value);
+            let out_strides = x.strides.clone();
+            self.push(
+                node,
+                Place::Host,
+                step::Op::Copy(step::Copy { x, out: twin, shape, out_strides, out_offset: 0 }),
+            );
+            self.add_twin(tensor, twin);
+        }
+        Ok(tensor)
+    }
+
+    /// Fails for codes: what they stand for is known inside of the model only.
+    fn require_plain(&self, node: NodeId) -> Result<(), CodegenError> {
+        let ty = self.graph.ty(node.value());
+        match ty.dtype() {
+            Some(_) => Ok(()),
+            None => Err(self.unsupported(node, format!("an input or output of type {ty}; plain numbers are accepted"))),
+        }
+    }
+
+    /// The steps of a node.
+    fn node(
+        &mut self,
+        node: NodeId,
+        placement: &Placement,
+        fusions: &Fusions,
+        inputs: &[u32],
+    ) -> Result<(), CodegenError> {
+        let graph = self.graph;
+        let place = placement.place(node);
+        let op = &graph.node(node).op;
+        match op {
+            Op::Input(_) => Err(CodegenError::internal("inputs come before other nodes")),
+            Op::Const(_) => Ok(()),
+            Op::Unary(op) => self.unary(node, float::function(Some(op.f)), place),
+            Op::Binary(op) => self.binary(node, op.f, place),
+            Op::MatMul(_) => self.matmul(node),
+            Op::Linear(op) => self.linear(node, op.act, placement),
+            Op::Reshape(_) => self.reshape(node, place, inputs),
+            Op::Transpose(op) => self.transpose(node, &op.perm, place),
+            Op::Slice(op) => self.slice(node, op, place),
+            Op::Concat(op) => self.concat(node, op.axis, place),
+            Op::Expand(_) => self.expand(node, place),
+            Op::Reduce(op) => self.reduce(node, op, place),
+            Op::Cast(_) => self.cast(node, place),
+            Op::FakeQuant(_) => Err(self.unsupported(node, "lower the graph to integers first")),
+            Op::Quantize(op) => self.quantize(node, op),
+            Op::QLinear(_) => self.qlinear(node, fusions),
+            Op::Requantize(_) => self.requantize(node, fusions),
+            Op::Lookup(_) => self.lookup(node, fusions),
+            Op::Dequantize(op) => self.dequantize(node, op),
+            Op::LinearWq(op) => self.linear_wq(node, op, placement),
+        }
+    }
+
+    /// The tensors of the outputs: in host memory, of the right shape, and not
+    /// those of inputs.
+    fn outputs(&mut self, inputs: &[u32]) -> Result<Vec<u32>, CodegenError> {
+        let mut on_device: BTreeSet<u32> = BTreeSet::new();
+        for step in self.steps.iter().filter(|step| step.place() == Place::Device) {
+            let operands = step.operands();
+            on_device.extend(operands.reads.into_iter().chain(operands.write));
+        }
+        let mut result: Vec<u32> = Vec::new();
+        let graph = self.graph;
+        for output in &graph.outputs {
+            let (node, value) = (output.value.node, output.value);
+            self.require_plain(node)?;
+            let shape = movement::shape_of(self, value);
+            if let Source::Tensor(tensor) = self.source(node, value, Place::Host)? {
+                let fits = self.entry(tensor)?.shape == shape;
+                if fits && !on_device.contains(&tensor) && !inputs.contains(&tensor) && !result.contains(&tensor) {
+                    result.push(tensor);
+                    continue;
+                }
+            }
+            let x = self.operand(node, value, Place::Host)?;
+            let out = self.tensor(node, &format!("{}.output", output.name), graph.ty(value))?;
+            let out_strides = self.strides(node, &shape, self.entry(out)?.stride)?;
+            let copy = step::Copy { x, out, shape, out_strides, out_offset: 0 };
+            self.push_named(output.name.clone(), Place::Host, step::Op::Copy(copy));
+            result.push(out);
+        }
+        Ok(result)
+    }
+}

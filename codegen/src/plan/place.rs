@@ -1,0 +1,128 @@
+//! Who computes a node, and in which part of the plan.
+//!
+//! *Anchors* are the operations that a device is for: matrix products and
+//! requantization. Nodes without an anchor before them are the *prefix*, nodes
+//! without one behind them the *suffix*; both run on the host, so the entry of a
+//! quantized region and the actions do not depend on shader arithmetic. What
+//! lies between runs on the device, except `quantize` and `dequantize`, which are
+//! host code everywhere.
+
+use std::collections::BTreeSet;
+
+use qail_artifact::schema::Place;
+use qail_ir::{Graph, NodeId, Op};
+
+/// Part of the plan. Steps are ordered by part first, so that the device steps
+/// of a policy are one segment: one submission and one wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    /// Before every anchor.
+    Prefix,
+    /// Anchors and what lies between them.
+    Middle,
+    /// Behind every anchor.
+    Suffix,
+}
+
+/// Placement of every node of a graph.
+pub(crate) struct Placement {
+    /// Every node in the order of its steps.
+    pub(crate) order: Vec<NodeId>,
+    /// Nodes that some anchor reads from, near or far.
+    before_anchor: BTreeSet<NodeId>,
+    /// Nodes that compute on the device.
+    device: BTreeSet<NodeId>,
+}
+
+impl Placement {
+    /// Places every node.
+    pub(crate) fn new(graph: &Graph) -> Self {
+        let topo = graph.topo();
+        let mut behind_anchor = BTreeSet::new();
+        for &node in &topo {
+            let reads = graph.operands(node);
+            if reads.iter().any(|x| is_anchor(graph.op(*x)) || behind_anchor.contains(&x.node)) {
+                behind_anchor.insert(node);
+            }
+        }
+        let mut before_anchor = BTreeSet::new();
+        for &node in topo.iter().rev() {
+            if is_anchor(&graph.node(node).op) || before_anchor.contains(&node) {
+                before_anchor.extend(graph.operands(node).iter().map(|x| x.node));
+            }
+        }
+        let mut order = Vec::with_capacity(topo.len());
+        let mut device = BTreeSet::new();
+        for &node in &topo {
+            let op = &graph.node(node).op;
+            let part = match (is_anchor(op), behind_anchor.contains(&node), before_anchor.contains(&node)) {
+                (true, ..) | (false, true, true) => Part::Middle,
+                (false, false, _) => Part::Prefix,
+                (false, true, false) => Part::Suffix,
+            };
+            if part == Part::Middle && !is_host(op) {
+                device.insert(node);
+            }
+            order.push((node, part));
+        }
+        // Stable: inside a part the topological order stays. A node of the prefix
+        // reads only the prefix, and a node of the suffix is read only by the suffix.
+        order.sort_by_key(|&(_, part)| part);
+        let order = order.into_iter().map(|(node, _)| node).collect();
+        Self { order, before_anchor, device }
+    }
+
+    /// Who computes a node.
+    pub(crate) fn place(&self, node: NodeId) -> Place {
+        if self.device.contains(&node) { Place::Device } else { Place::Host }
+    }
+
+    /// True if no anchor reads the result of the node, near or far.
+    pub(crate) fn is_last(&self, node: NodeId) -> bool {
+        !self.before_anchor.contains(&node)
+    }
+}
+
+/// Operations that a device is for.
+fn is_anchor(op: &Op) -> bool {
+    match op {
+        Op::MatMul(_) | Op::Linear(_) | Op::QLinear(_) | Op::Requantize(_) | Op::Lookup(_) | Op::LinearWq(_) => true,
+        Op::Input(_)
+        | Op::Const(_)
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Reshape(_)
+        | Op::Transpose(_)
+        | Op::Slice(_)
+        | Op::Concat(_)
+        | Op::Expand(_)
+        | Op::Reduce(_)
+        | Op::Cast(_)
+        | Op::FakeQuant(_)
+        | Op::Quantize(_)
+        | Op::Dequantize(_) => false,
+    }
+}
+
+/// Operations that are host code everywhere: WGSL division and `f64` are not exact.
+fn is_host(op: &Op) -> bool {
+    match op {
+        Op::Quantize(_) | Op::Dequantize(_) | Op::Input(_) | Op::Const(_) => true,
+        Op::MatMul(_)
+        | Op::Linear(_)
+        | Op::QLinear(_)
+        | Op::Requantize(_)
+        | Op::Lookup(_)
+        | Op::LinearWq(_)
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Reshape(_)
+        | Op::Transpose(_)
+        | Op::Slice(_)
+        | Op::Concat(_)
+        | Op::Expand(_)
+        | Op::Reduce(_)
+        | Op::Cast(_)
+        | Op::FakeQuant(_) => false,
+    }
+}

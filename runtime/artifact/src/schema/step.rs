@@ -1,0 +1,453 @@
+//! Operations. Operands are indices of tensors (`x`, `a`, `b`, `out`) and of
+//! sections (everything else).
+
+/// What a step computes.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Op {
+    /// Entry of a quantized region.
+    #[prost(message, tag = "10")]
+    Quantize(Quantize),
+    /// Integer matrix product with an optional requantization.
+    #[prost(message, tag = "11")]
+    QLinear(QLinear),
+    /// Requantization on its own.
+    #[prost(message, tag = "12")]
+    Requantize(RequantizeStep),
+    /// Exit of a quantized region.
+    #[prost(message, tag = "13")]
+    Dequantize(Dequantize),
+    /// Float matrix product.
+    #[prost(message, tag = "14")]
+    Linear(Linear),
+    /// Float matrix product with quantized weights.
+    #[prost(message, tag = "15")]
+    LinearWq(LinearWq),
+    /// Function of one number.
+    #[prost(message, tag = "16")]
+    Unary(Unary),
+    /// Function of two numbers.
+    #[prost(message, tag = "17")]
+    Binary(Binary),
+    /// Strided copy: slice, transpose, expand, one operand of a concat.
+    #[prost(message, tag = "18")]
+    Copy(Copy),
+    /// Reduction.
+    #[prost(message, tag = "19")]
+    Reduce(Reduce),
+    /// Product of two computed values.
+    #[prost(message, tag = "20")]
+    MatMul(MatMul),
+    /// A list of steps, several times over. Feature `repeat`.
+    #[prost(message, tag = "21")]
+    Repeat(Repeat),
+}
+
+/// `clamp(rne(x * factor) + zero_point, lo, hi)`, `f32` to codes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Quantize {
+    /// `f32` tensor.
+    #[prost(uint32, tag = "1")]
+    pub x: u32,
+    /// Codes.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// `f32[1]` or `f32[last axis]`.
+    #[prost(uint32, tag = "3")]
+    pub factor: u32,
+    /// Smallest code.
+    #[prost(sint32, tag = "4")]
+    pub lo: i32,
+    /// Largest code.
+    #[prost(sint32, tag = "5")]
+    pub hi: i32,
+    /// Code of zero.
+    #[prost(sint32, tag = "6")]
+    pub zero_point: i32,
+}
+
+/// How accumulators become codes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Requantize {
+    /// `i32[n]`: odd mantissas.
+    #[prost(uint32, tag = "1")]
+    pub m: u32,
+    /// `i32[n]`: shifts, 1 to 62.
+    #[prost(uint32, tag = "2")]
+    pub shift: u32,
+    /// Smallest code.
+    #[prost(sint32, tag = "3")]
+    pub lo: i32,
+    /// Largest code.
+    #[prost(sint32, tag = "4")]
+    pub hi: i32,
+    /// Code of zero, added after the shift.
+    #[prost(sint32, tag = "5")]
+    pub zero_point: i32,
+    /// 256 stored bytes of the result, indexed by `code - table_lo`.
+    #[prost(uint32, optional, tag = "6")]
+    pub table: Option<u32>,
+    /// Smallest code of the 8-bit scheme that indexes the table.
+    #[prost(sint32, tag = "7")]
+    pub table_lo: i32,
+}
+
+/// `acc[row, n] = sum_k x[row, k] * w[k, n] + bias[n]`, exact in `i32`,
+/// `x` as stored (bytes, without `code_offset`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct QLinear {
+    /// Codes, `K` the last axis.
+    #[prost(uint32, tag = "1")]
+    pub x: u32,
+    /// Codes if `requantize` is present, else `i32`.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// Packed weights.
+    #[prost(uint32, tag = "3")]
+    pub weight: u32,
+    /// `i32[n]`, with zero points and storage offsets folded in.
+    #[prost(uint32, tag = "4")]
+    pub bias: u32,
+    /// Rows of the weight matrix.
+    #[prost(uint64, tag = "5")]
+    pub k: u64,
+    /// Columns of the weight matrix.
+    #[prost(uint64, tag = "6")]
+    pub n: u64,
+    /// Number of rows of `x`.
+    #[prost(uint64, tag = "7")]
+    pub rows: u64,
+    /// How accumulators become codes.
+    #[prost(message, optional, tag = "8")]
+    pub requantize: Option<Requantize>,
+}
+
+/// A requantization on its own: accumulators with several readers.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RequantizeStep {
+    /// `i32` accumulators.
+    #[prost(uint32, tag = "1")]
+    pub x: u32,
+    /// Codes.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// How.
+    #[prost(message, required, tag = "3")]
+    pub requantize: Requantize,
+}
+
+/// `((q - zero_point) as f64 * scale) as f32`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Dequantize {
+    /// `i32` accumulators or codes.
+    #[prost(uint32, tag = "1")]
+    pub x: u32,
+    /// `f32`.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// `f64[1]` or `f64[last axis]`.
+    #[prost(uint32, tag = "3")]
+    pub scale: u32,
+    /// Code of zero.
+    #[prost(sint32, tag = "4")]
+    pub zero_point: i32,
+}
+
+/// `act(sum_k x[row, k] * w[k, n] + bias[n])` in `f32`: a sequential sum
+/// from zero over `k`, multiply and add rounded separately, then the bias.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Linear {
+    /// `f32`.
+    #[prost(uint32, tag = "1")]
+    pub x: u32,
+    /// `f32`.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// Layout `F32Rows8`.
+    #[prost(uint32, tag = "3")]
+    pub weight: u32,
+    /// `f32[n]`.
+    #[prost(uint32, tag = "4")]
+    pub bias: u32,
+    /// Rows of the weight matrix.
+    #[prost(uint64, tag = "5")]
+    pub k: u64,
+    /// Columns of the weight matrix.
+    #[prost(uint64, tag = "6")]
+    pub n: u64,
+    /// Number of rows of `x`.
+    #[prost(uint64, tag = "7")]
+    pub rows: u64,
+    /// Function of the result.
+    #[prost(message, optional, tag = "8")]
+    pub act: Option<Function>,
+}
+
+/// Weight-only quantization, `f32` arithmetic: for each group the sequential
+/// sum over its `k` of `x * q`, times the scale, added to the result; then
+/// the bias; then the function. No step is fused.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LinearWq {
+    /// `f32`.
+    #[prost(uint32, tag = "1")]
+    pub x: u32,
+    /// `f32`.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// Packed codes.
+    #[prost(uint32, tag = "3")]
+    pub weight: u32,
+    /// `f32[ceil(k / group)][n]`.
+    #[prost(uint32, tag = "4")]
+    pub scale: u32,
+    /// `f32[n]`.
+    #[prost(uint32, tag = "5")]
+    pub bias: u32,
+    /// Rows of the weight matrix.
+    #[prost(uint64, tag = "6")]
+    pub k: u64,
+    /// Columns of the weight matrix.
+    #[prost(uint64, tag = "7")]
+    pub n: u64,
+    /// Number of rows of `x`.
+    #[prost(uint64, tag = "8")]
+    pub rows: u64,
+    /// Rows of the weight matrix that share a scale.
+    #[prost(uint64, tag = "9")]
+    pub group: u64,
+    /// Function of the result.
+    #[prost(message, optional, tag = "10")]
+    pub act: Option<Function>,
+}
+
+/// A function and its parameters.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Function {
+    /// Which.
+    #[prost(enumeration = "FunctionKind", tag = "1")]
+    pub kind: i32,
+    /// `alpha`, or the lower bound of a clip.
+    #[prost(float, tag = "2")]
+    pub p0: f32,
+    /// The upper bound of a clip.
+    #[prost(float, tag = "3")]
+    pub p1: f32,
+}
+
+/// Functions of one number, evaluated in `f64` through `libm` on the host
+/// and rounded once to `f32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum FunctionKind {
+    /// Not a valid function.
+    Unspecified = 0,
+    /// `max(x, 0)`.
+    Relu = 1,
+    /// `x` or `p0 * x`.
+    LeakyRelu = 2,
+    /// `x` or `p0 * expm1(x)`.
+    Elu = 3,
+    /// Hyperbolic tangent.
+    Tanh = 4,
+    /// Logistic function.
+    Sigmoid = 5,
+    /// `x * sigmoid(x)`.
+    Silu = 6,
+    /// `min(max(x, p0), p1)`.
+    Clip = 7,
+    /// Absolute value.
+    Abs = 8,
+    /// Negation.
+    Neg = 9,
+    /// Exponential.
+    Exp = 10,
+    /// Natural logarithm.
+    Log = 11,
+    /// Square root.
+    Sqrt = 12,
+    /// `1 / x`.
+    Reciprocal = 13,
+    /// The number itself: casts between plain types.
+    Identity = 14,
+}
+
+/// `out = f(x)`, element by element.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Unary {
+    /// `f32`, or a plain integer type with `Identity`.
+    #[prost(uint32, tag = "1")]
+    pub x: u32,
+    /// `f32`.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// The function.
+    #[prost(message, required, tag = "3")]
+    pub f: Function,
+}
+
+/// Functions of two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum BinaryKind {
+    /// Not a valid function.
+    Unspecified = 0,
+    /// `a + b`.
+    Add = 1,
+    /// `a - b`.
+    Sub = 2,
+    /// `a * b`.
+    Mul = 3,
+    /// `a / b`.
+    Div = 4,
+    /// `a^b`.
+    Pow = 5,
+    /// The smaller one.
+    Min = 6,
+    /// The larger one.
+    Max = 7,
+}
+
+/// Where an operand comes from.
+#[derive(Clone, Copy, PartialEq, prost::Oneof)]
+pub enum Source {
+    /// A tensor.
+    #[prost(uint32, tag = "1")]
+    Tensor(u32),
+    /// An `f32` section.
+    #[prost(uint32, tag = "2")]
+    Section(u32),
+}
+
+/// An operand with its strides.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Operand {
+    /// Where.
+    #[prost(oneof = "Source", tags = "1, 2")]
+    pub source: Option<Source>,
+    /// Elements from one index to the next, one an axis of the result; 0 broadcasts.
+    #[prost(sint64, repeated, tag = "3")]
+    pub strides: Vec<i64>,
+    /// First element.
+    #[prost(uint64, tag = "4")]
+    pub offset: u64,
+}
+
+/// `out = f(a, b)` over the shape of `out`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Binary {
+    /// First operand, `f32`.
+    #[prost(message, required, tag = "1")]
+    pub a: Operand,
+    /// Second operand, `f32`.
+    #[prost(message, required, tag = "2")]
+    pub b: Operand,
+    /// `f32`.
+    #[prost(uint32, tag = "3")]
+    pub out: u32,
+    /// The function.
+    #[prost(enumeration = "BinaryKind", tag = "4")]
+    pub f: i32,
+}
+
+/// `out[out_offset + i . out_strides] = x[offset + i . strides]` for every
+/// index `i` of `shape`. Any storage, the same on both sides.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Copy {
+    /// What is read.
+    #[prost(message, required, tag = "1")]
+    pub x: Operand,
+    /// Where it goes.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// Index space.
+    #[prost(uint64, repeated, tag = "3")]
+    pub shape: Vec<u64>,
+    /// Strides of the result in elements.
+    #[prost(sint64, repeated, tag = "4")]
+    pub out_strides: Vec<i64>,
+    /// First element of the result.
+    #[prost(uint64, tag = "5")]
+    pub out_offset: u64,
+}
+
+/// Functions of many numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum ReduceKind {
+    /// Not a valid function.
+    Unspecified = 0,
+    /// Sum in index order.
+    Sum = 1,
+    /// Sum divided by the count.
+    Mean = 2,
+    /// The smallest one.
+    Min = 3,
+    /// The largest one.
+    Max = 4,
+}
+
+/// Reduces the indices `inner` for every index `outer`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Reduce {
+    /// `f32` tensor; `strides` are those of the outer axes.
+    #[prost(message, required, tag = "1")]
+    pub x: Operand,
+    /// `f32`, dense over `outer`.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// The function.
+    #[prost(enumeration = "ReduceKind", tag = "3")]
+    pub f: i32,
+    /// Extents of the axes that stay.
+    #[prost(uint64, repeated, tag = "4")]
+    pub outer: Vec<u64>,
+    /// Extents of the axes that disappear.
+    #[prost(uint64, repeated, tag = "5")]
+    pub inner: Vec<u64>,
+    /// Strides of the axes that disappear.
+    #[prost(sint64, repeated, tag = "6")]
+    pub inner_strides: Vec<i64>,
+}
+
+/// `out[batch, m, n] = sum_k a[batch, m, k] * b[batch, k, n]` in `f32`,
+/// sequential over `k`, dense operands; a batch of 1 broadcasts.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MatMul {
+    /// First operand; `strides` are those of the batch axes of the result.
+    #[prost(message, required, tag = "1")]
+    pub a: Operand,
+    /// Second operand; likewise.
+    #[prost(message, required, tag = "2")]
+    pub b: Operand,
+    /// `f32`.
+    #[prost(uint32, tag = "3")]
+    pub out: u32,
+    /// Batch extents of the result.
+    #[prost(uint64, repeated, tag = "4")]
+    pub batch: Vec<u64>,
+    /// Rows.
+    #[prost(uint64, tag = "5")]
+    pub m: u64,
+    /// Columns.
+    #[prost(uint64, tag = "6")]
+    pub n: u64,
+    /// Terms of each sum.
+    #[prost(uint64, tag = "7")]
+    pub k: u64,
+}
+
+/// Steps that run `n` times, with a table of constants indexed by the turn.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Repeat {
+    /// How often.
+    #[prost(uint32, tag = "1")]
+    pub n: u32,
+    /// What.
+    #[prost(message, repeated, tag = "2")]
+    pub steps: Vec<super::Step>,
+    /// `f32[n][..]`: row `turn` is copied into `table_out` before each turn.
+    #[prost(uint32, optional, tag = "3")]
+    pub table: Option<u32>,
+    /// Tensor that holds the row.
+    #[prost(uint32, optional, tag = "4")]
+    pub table_out: Option<u32>,
+}

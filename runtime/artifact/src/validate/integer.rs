@@ -1,0 +1,193 @@
+//! Steps of a quantized region, and the proof that their sums do not wrap.
+
+use super::{Check, EntryCheck, ints, size, step_error};
+use crate::{
+    ArtifactError, pack,
+    schema::{Layout, Step, Storage, step},
+};
+
+/// Codes of 16 bits: the range of two balanced planes of bytes.
+const O16_MAX: i32 = 32_639;
+/// Largest zero point; keeps the sum with a requantized code inside an `i32`.
+const ZERO_POINT_MAX: u32 = 1 << 16;
+
+impl EntryCheck<'_> {
+    pub(super) fn quantize(&self, step: &Step, op: &step::Quantize) -> Check {
+        let out = self.tensor(step, op.out)?;
+        self.dense(step, op.x, Storage::F32, Some(out.elements))?;
+        let factor = self.vector(step, op.factor, Layout::F32, out.cols, "factor")?;
+        let mut factors = factor.chunks_exact(4).filter_map(|b| b.first_chunk().map(|&b| f32::from_le_bytes(b)));
+        if !factors.all(|factor| factor.is_finite() && factor > 0.0) {
+            return Err(step_error(step, "has a factor that is not a positive number"));
+        }
+        match out.storage {
+            Storage::I8 => self.byte_codes(step, op.out, op.lo, op.hi)?,
+            Storage::I16 if -O16_MAX <= op.lo && op.lo <= op.hi && op.hi <= O16_MAX => {}
+            _ => {
+                return Err(step_error(step, format!("cannot quantize to {:?} in {}..={}", out.storage, op.lo, op.hi)));
+            }
+        }
+        zero_point(step, op.zero_point)
+    }
+
+    pub(super) fn q_linear(&self, step: &Step, op: &step::QLinear) -> Check {
+        let (k, n, rows) = (size(step, op.k)?, size(step, op.n)?, size(step, op.rows)?);
+        let x = self.tensor(step, op.x)?;
+        if !matches!(x.storage, Storage::I8 | Storage::I16) || x.cols != k || x.rows != rows || k == 0 || n == 0 {
+            return Err(step_error(step, format!("tensor `{}` is no matrix of codes {rows} x {k}", x.name)));
+        }
+        let layout =
+            self.manifest.sections.get(op.weight as usize).map_or(Layout::Unspecified, |section| section.layout());
+        if !matches!(layout, Layout::W8Tile8x16 | Layout::W4Tile8x32) {
+            return Err(step_error(step, format!("weights cannot have layout {layout:?}")));
+        }
+        let weight = self.section(step, op.weight, layout, pack::packed_len(layout, k, n), "weight")?;
+        let bias = self.section(step, op.bias, Layout::I32, Some(n), "bias")?;
+        match &op.requantize {
+            Some(requantize) => {
+                let out = self.tensor(step, op.out)?;
+                if out.rows != rows || out.cols != n {
+                    return Err(step_error(step, format!("tensor `{}` is no matrix {rows} x {n}", out.name)));
+                }
+                self.requantize(step, requantize, op.out, n)?;
+            }
+            None => {
+                self.dense(step, op.out, Storage::I32, rows.checked_mul(n))?;
+            }
+        }
+        let largest = self.largest.get(op.x as usize).copied().unwrap_or(u32::MAX);
+        let largest = match x.storage {
+            Storage::I8 => largest.min(128),
+            _ => largest.min(O16_MAX.unsigned_abs()),
+        };
+        sums_fit(step, layout, weight, bias, k, largest)
+    }
+
+    pub(super) fn requantize_step(&self, step: &Step, op: &step::RequantizeStep) -> Check {
+        let out = self.tensor(step, op.out)?;
+        self.dense(step, op.x, Storage::I32, Some(out.elements))?;
+        self.requantize(step, &op.requantize, op.out, out.cols)
+    }
+
+    pub(super) fn dequantize(&self, step: &Step, op: &step::Dequantize) -> Check {
+        let x = self.tensor(step, op.x)?;
+        if !matches!(x.storage, Storage::I32 | Storage::I8 | Storage::I16) {
+            return Err(step_error(step, format!("cannot dequantize {:?}", x.storage)));
+        }
+        self.dense(step, op.out, Storage::F32, Some(x.elements))?;
+        let scale = self.vector(step, op.scale, Layout::F64, x.cols, "scale")?;
+        let mut scales = scale.chunks_exact(8).filter_map(|b| b.first_chunk().map(|&b| f64::from_le_bytes(b)));
+        if !scales.all(f64::is_finite) {
+            return Err(step_error(step, "has a scale that is no number"));
+        }
+        Ok(())
+    }
+
+    /// Multipliers, bounds and table of a requantization of `n` channels.
+    fn requantize(&self, step: &Step, requantize: &step::Requantize, out: u32, n: usize) -> Check {
+        let m = self.section(step, requantize.m, Layout::I32, Some(n), "m")?;
+        let shift = self.section(step, requantize.shift, Layout::I32, Some(n), "shift")?;
+        for (m, shift) in ints(m).zip(ints(shift)) {
+            if m % 2 == 0 || !(1 << 15..1 << 16).contains(&m) || !(1..=62).contains(&shift) {
+                return Err(step_error(step, format!("{m} * 2^-{shift} is no multiplier of a requantization")));
+            }
+        }
+        match requantize.table {
+            None => self.byte_codes(step, out, requantize.lo, requantize.hi)?,
+            Some(table) => {
+                self.section(step, table, Layout::I8, Some(256), "table")?;
+                let (lo, hi, first) =
+                    (i64::from(requantize.lo), i64::from(requantize.hi), i64::from(requantize.table_lo));
+                if !(first <= lo && lo <= hi && hi <= first + 255 && (-128..=0).contains(&first)) {
+                    return Err(step_error(
+                        step,
+                        format!("codes {lo}..={hi} do not index a table that begins at {first}"),
+                    ));
+                }
+                if self.tensor(step, out)?.storage != Storage::I8 {
+                    return Err(step_error(step, "a table gives bytes"));
+                }
+            }
+        }
+        zero_point(step, requantize.zero_point)
+    }
+
+    /// A tensor of bytes that holds the codes `lo..=hi`.
+    fn byte_codes(&self, step: &Step, out: u32, lo: i32, hi: i32) -> Check {
+        let out = self.tensor(step, out)?;
+        let stored = |code: i32| i64::from(code) - i64::from(out.code_offset);
+        if out.storage != Storage::I8 || lo > hi || stored(lo) < -128 || stored(hi) > 127 {
+            return Err(step_error(step, format!("tensor `{}` does not hold codes {lo}..={hi}", out.name)));
+        }
+        Ok(())
+    }
+
+    /// A section with one element or one a channel.
+    fn vector(
+        &self,
+        step: &Step,
+        section: u32,
+        layout: Layout,
+        cols: usize,
+        what: &str,
+    ) -> Result<&[u8], ArtifactError> {
+        let one = self.section(step, section, layout, Some(1), what);
+        one.or_else(|_| self.section(step, section, layout, Some(cols), what))
+    }
+}
+
+fn zero_point(step: &Step, zero_point: i32) -> Check {
+    if zero_point.unsigned_abs() > ZERO_POINT_MAX {
+        return Err(step_error(step, format!("zero point {zero_point} is out of range")));
+    }
+    Ok(())
+}
+
+/// Proves `sum_k |w[k, n]| * largest + |bias[n]| < 2^31` for every channel.
+///
+/// Padding rows are left out: their weights are checked to be zero, so that
+/// whatever the padding of a row of codes holds does not matter.
+fn sums_fit(step: &Step, layout: Layout, weight: &[u8], bias: &[u8], k: usize, largest: u32) -> Check {
+    let rows_per_byte = if layout == Layout::W4Tile8x32 { 2 } else { 1 };
+    let padded_k = pack::padded_k(k).unwrap_or(k);
+    let tile_bytes = (padded_k / rows_per_byte).saturating_mul(pack::TILE_N).max(1);
+    let mut bias = ints(bias);
+    for (tile_idx, tile) in weight.chunks_exact(tile_bytes).enumerate() {
+        let mut sums = [0u64; pack::TILE_N];
+        for row in tile.chunks_exact(pack::BLOCK_BYTES * pack::TILE_N) {
+            for (sum, block) in sums.iter_mut().zip(row.chunks_exact(pack::BLOCK_BYTES)) {
+                *sum += block.iter().map(|&byte| absolute(layout, byte)).sum::<u64>();
+            }
+        }
+        let padding_ok =
+            (k..padded_k).all(|row| (0..pack::TILE_N).all(|col| pack::code_at(layout, tile, k, row, col) == Some(0)));
+        if !padding_ok {
+            return Err(step_error(step, format!("weights below row {k} are not zero")));
+        }
+        for (col, sum) in sums.into_iter().enumerate() {
+            // Channels of the padding have no bias.
+            let bias = bias.next().map_or(0, |bias| u64::from(bias.unsigned_abs()));
+            let fits =
+                sum.checked_mul(u64::from(largest)).and_then(|s| s.checked_add(bias)).is_some_and(|s| s < 1 << 31);
+            if !fits {
+                return Err(wraps(step, tile_idx * pack::TILE_N + col));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sum of the absolute codes in a byte.
+fn absolute(layout: Layout, byte: u8) -> u64 {
+    match layout {
+        Layout::W4Tile8x32 => {
+            let nibble = |shift: u32| u64::from((((byte << shift) as i8) >> 4).unsigned_abs());
+            nibble(0) + nibble(4)
+        }
+        _ => u64::from((byte as i8).unsigned_abs()),
+    }
+}
+
+fn wraps(step: &Step, channel: usize) -> ArtifactError {
+    step_error(step, format!("the sum of channel {channel} can leave 32 bits"))
+}

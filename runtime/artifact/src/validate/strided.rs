@@ -1,0 +1,123 @@
+//! Steps with strides: every index that they can compute lies in its operand.
+
+use super::{Check, EntryCheck, step_error};
+use crate::{
+    ArtifactError,
+    schema::{Layout, Step, Storage, step},
+};
+
+impl EntryCheck<'_> {
+    pub(super) fn binary(&self, step: &Step, op: &step::Binary) -> Check {
+        if !matches!(step::BinaryKind::try_from(op.f), Ok(f) if f != step::BinaryKind::Unspecified) {
+            return Err(step_error(step, "has an unknown function"));
+        }
+        let out = self.tensor(step, op.out)?;
+        self.dense(step, op.out, Storage::F32, Some(out.elements))?;
+        let shape = self.manifest.tensors.get(op.out as usize).map_or(&[][..], |tensor| &tensor.shape);
+        for operand in [&op.a, &op.b] {
+            let len = self.float_operand(step, operand)?;
+            in_range(step, operand.offset, shape, &operand.strides, 0, len)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn copy(&self, step: &Step, op: &step::Copy) -> Check {
+        let out = self.tensor(step, op.out)?;
+        let len = match op.x.source {
+            Some(step::Source::Tensor(x)) => {
+                let x = self.tensor(step, x)?;
+                if (x.storage, x.code_offset) != (out.storage, out.code_offset) {
+                    return Err(step_error(step, format!("copies {:?} to {:?}", x.storage, out.storage)));
+                }
+                x.stored()
+            }
+            Some(step::Source::Section(_)) if out.storage == Storage::F32 => self.float_operand(step, &op.x)?,
+            Some(step::Source::Section(_)) | None => return Err(step_error(step, "has no source of its type")),
+        };
+        // More turns than places would write a place twice; also a bound of the work.
+        let elements = product(&op.shape).filter(|&n| n <= out.stored() as u64);
+        if elements.is_none() {
+            return Err(step_error(step, "copies more elements than its result has"));
+        }
+        in_range(step, op.x.offset, &op.shape, &op.x.strides, 0, len)?;
+        in_range(step, op.out_offset, &op.shape, &op.out_strides, 0, out.stored())
+    }
+
+    pub(super) fn reduce(&self, step: &Step, op: &step::Reduce) -> Check {
+        if !matches!(step::ReduceKind::try_from(op.f), Ok(f) if f != step::ReduceKind::Unspecified) {
+            return Err(step_error(step, "has an unknown function"));
+        }
+        let outer = product(&op.outer).and_then(|n| usize::try_from(n).ok());
+        self.dense(step, op.out, Storage::F32, outer)?;
+        let len = self.float_operand(step, &op.x)?;
+        let inner = product(&op.inner).filter(|&n| 1 <= n && n <= len as u64);
+        if inner.is_none() {
+            return Err(step_error(step, "reduces no elements, or more than there are"));
+        }
+        let shape: Vec<u64> = op.outer.iter().chain(&op.inner).copied().collect();
+        if op.x.strides.len() != op.outer.len() || op.inner_strides.len() != op.inner.len() {
+            return Err(step_error(step, "has strides that do not match its axes"));
+        }
+        let strides: Vec<i64> = op.x.strides.iter().chain(&op.inner_strides).copied().collect();
+        in_range(step, op.x.offset, &shape, &strides, 0, len)
+    }
+
+    pub(super) fn mat_mul(&self, step: &Step, op: &step::MatMul) -> Check {
+        let too_large = || step_error(step, "is too large");
+        let batch = product(&op.batch).ok_or_else(too_large)?;
+        let elements = batch.checked_mul(op.m).and_then(|n| n.checked_mul(op.n)).and_then(|n| usize::try_from(n).ok());
+        self.dense(step, op.out, Storage::F32, elements)?;
+        for (operand, rows, cols) in [(&op.a, op.m, op.k), (&op.b, op.k, op.n)] {
+            let matrix = rows.checked_mul(cols).filter(|&n| n > 0).ok_or_else(too_large)?;
+            let len = self.float_operand(step, operand)?;
+            in_range(step, operand.offset, &op.batch, &operand.strides, matrix - 1, len)?;
+        }
+        Ok(())
+    }
+
+    /// Number of elements behind an `f32` operand.
+    fn float_operand(&self, step: &Step, operand: &step::Operand) -> Result<usize, ArtifactError> {
+        match operand.source {
+            Some(step::Source::Tensor(tensor)) => {
+                let tensor = self.tensor(step, tensor)?;
+                if tensor.storage == Storage::F32 {
+                    return Ok(tensor.elements);
+                }
+            }
+            Some(step::Source::Section(section)) => {
+                let section = self.manifest.sections.get(section as usize);
+                if let Some(section) = section.filter(|section| section.layout() == Layout::F32) {
+                    return Ok(usize::try_from(section.len).unwrap_or(usize::MAX) / 4);
+                }
+            }
+            None => {}
+        }
+        Err(step_error(step, "has an operand that is not f32"))
+    }
+}
+
+/// Product of extents, none if it is beyond 64 bits or an extent is 0.
+fn product(extents: &[u64]) -> Option<u64> {
+    extents.iter().try_fold(1u64, |product, &extent| product.checked_mul(extent).filter(|&p| p > 0))
+}
+
+/// Checks that `offset + i . strides + 0..=extra` lies in `0..len` for every
+/// index `i` of `shape`.
+fn in_range(step: &Step, offset: u64, shape: &[u64], strides: &[i64], extra: u64, len: usize) -> Check {
+    if shape.len() != strides.len() || shape.len() > 16 {
+        return Err(step_error(step, "has strides that do not match its axes"));
+    }
+    // A product of a 64-bit extent and a 64-bit stride fits 128 bits; sums of
+    // several may not.
+    let mut smallest = i128::from(offset);
+    let mut largest = i128::from(offset) + i128::from(extra);
+    for (&extent, &stride) in shape.iter().zip(strides) {
+        let reach = i128::from(extent.saturating_sub(1)) * i128::from(stride);
+        let end = if reach < 0 { &mut smallest } else { &mut largest };
+        *end = end.checked_add(reach).ok_or_else(|| step_error(step, "has strides beyond all bounds"))?;
+    }
+    if smallest < 0 || largest >= len as i128 {
+        return Err(step_error(step, format!("reaches elements {smallest}..={largest} of {len}")));
+    }
+    Ok(())
+}

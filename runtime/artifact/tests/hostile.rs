@@ -1,0 +1,193 @@
+//! Files from a stranger: whatever the bytes are, the reader answers with an
+//! error and neither panics nor allocates beyond its caps.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::{Mlp, Precision, Rng, mixed, mutant};
+use qail_artifact::{Artifact, ArtifactError, MAX_MANIFEST_BYTES, schema::step};
+
+fn small() -> Vec<u8> {
+    Mlp::new(&[5, 9, 8, 3], 2, Precision::W4A8, 1).file
+}
+
+fn message(file: &[u8]) -> String {
+    Artifact::parse(file).unwrap_err().to_string()
+}
+
+/// The error of a file whose manifest was changed consistently.
+fn refusal(change: impl FnOnce(&mut qail_artifact::Manifest)) -> String {
+    message(&mutant::edited(&small(), change))
+}
+
+fn q_linear(manifest: &mut qail_artifact::Manifest, index: usize) -> &mut step::QLinear {
+    match &mut manifest.entries[0].steps[index].op {
+        Some(step::Op::QLinear(op)) => op,
+        other => panic!("step {index} is {other:?}"),
+    }
+}
+
+#[test]
+fn the_undamaged_file_is_read() {
+    let file = small();
+    let artifact = Artifact::parse(&file).unwrap();
+    assert_eq!(artifact.manifest().entries[0].steps.len(), 6);
+    assert!(artifact.section(0).is_some() && artifact.section(1000).is_none());
+}
+
+#[test]
+fn the_same_model_gives_the_same_bytes() {
+    assert_eq!(small(), small());
+}
+
+#[test]
+fn every_truncation_is_refused() {
+    let file = small();
+    for len in 0..file.len() {
+        assert!(Artifact::parse(&file[..len]).is_err(), "{len} bytes");
+    }
+    let mut longer = file.clone();
+    longer.push(0);
+    assert!(matches!(Artifact::parse(&longer), Err(ArtifactError::Length { .. })));
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let mut file = small();
+    for byte in 0..file.len() {
+        let bit = 1 << (byte % 8);
+        file[byte] ^= bit;
+        assert!(Artifact::parse(&file).is_err(), "byte {byte}");
+        file[byte] ^= bit;
+    }
+}
+
+#[test]
+fn damaged_files_are_refused() {
+    let file = small();
+    let mut rng = Rng(2);
+    for _ in 0..mutant::count(2000) {
+        let mut mutant = file.clone();
+        mutant::damage(&mut mutant, &mut rng);
+        assert!(mutant == file || Artifact::parse(&mutant).is_err());
+    }
+}
+
+#[test]
+fn consistent_lies_never_panic() {
+    let float = |precision| Mlp::new(&[4, 6, 2], 1, precision, 3).file;
+    let files = [small(), float(Precision::W4A16), float(Precision::F32), mixed::file()];
+    let mut rng = Rng(3);
+    let mut n_refused = 0;
+    let n = mutant::count(2000);
+    for i in 0..n {
+        let mutant = mutant::consistent(&files[i % files.len()], &mut rng);
+        n_refused += usize::from(Artifact::parse(&mutant).is_err());
+    }
+    // The others change names, numbers of weights and the like.
+    assert!(n_refused > n / 3, "{n_refused} of {n}");
+}
+
+#[test]
+fn other_files_and_versions_are_named() {
+    let file = small();
+    assert_eq!(message(b"PK\x03\x04"), "not a .qail file");
+    let mut later = file.clone();
+    later[8] = 9;
+    assert_eq!(message(&later), "the file needs version 9 of the reader, this is version 1");
+    assert_eq!(refusal(|m| m.min_reader = 7), "the file needs version 7 of the reader, this is version 1");
+    assert_eq!(
+        refusal(|m| m.required_features = vec!["repeat".into(), "warp".into()]),
+        "the file needs features that this reader does not have: warp"
+    );
+}
+
+#[test]
+fn damaged_sections_are_named() {
+    let mut file = small();
+    file[64] ^= 1;
+    assert_eq!(message(&file), "section `factor` is damaged: its checksum does not match");
+}
+
+#[test]
+fn a_manifest_beyond_the_cap_is_not_decoded() {
+    let file = small();
+    let huge = mutant::with_manifest(&file, &vec![0x2A; MAX_MANIFEST_BYTES + 1]);
+    assert!(matches!(Artifact::parse(&huge), Err(ArtifactError::ManifestSize { .. })));
+}
+
+#[test]
+fn scratch_memory_is_capped() {
+    assert_eq!(refusal(|m| m.arenas[1].size = 1 << 40), "arena 1: more than 4294967296 bytes of scratch memory");
+}
+
+#[test]
+fn tensors_stay_in_their_arenas() {
+    assert_eq!(refusal(|m| m.tensors[1].offset = 1 << 20), "tensor `obs.q`: leaves its arena");
+    assert_eq!(refusal(|m| m.tensors[1].arena = 9), "tensor `obs.q`: lives in an arena that does not exist");
+    assert_eq!(refusal(|m| m.tensors[1].shape = vec![u64::MAX, 5]), "tensor `obs.q`: is too large");
+    assert_eq!(
+        refusal(|m| m.tensors[1].shape = vec![9, 5]),
+        "tensor `obs.q`: has a size or an offset that does not fit its shape"
+    );
+}
+
+#[test]
+fn products_match_their_sections() {
+    assert!(refusal(|m| q_linear(m, 1).n = 17).starts_with("step `fc0`: weight: 512 bytes, expected 768"));
+    assert_eq!(refusal(|m| q_linear(m, 1).k = 6), "step `fc0`: tensor `obs.q` is no matrix of codes 2 x 6");
+    assert_eq!(refusal(|m| q_linear(m, 2).x = 99), "step `fc1`: names tensor 99, which does not exist");
+    assert_eq!(refusal(|m| q_linear(m, 2).bias = 99), "step `fc1`: names section 99, which does not exist");
+}
+
+#[test]
+fn multipliers_are_in_range() {
+    let error = refusal(|m| {
+        let op = q_linear(m, 1).requantize.as_mut().unwrap();
+        std::mem::swap(&mut op.m, &mut op.shift);
+    });
+    assert!(error.ends_with("is no multiplier of a requantization"), "{error}");
+}
+
+#[test]
+fn steps_read_what_was_written_and_nothing_else() {
+    assert_eq!(refusal(|m| m.entries[0].steps.swap(1, 2)), "step `fc1`: reads `h0` before it has a value");
+    let error = refusal(|m| m.tensors[2].offset = m.tensors[1].offset);
+    assert_eq!(error, "step `fc0`: writes over `obs.q`, which it reads");
+    let error = refusal(|m| m.entries[0].steps[1].op = None);
+    assert_eq!(error, "step `fc0`: has no operation that this reader knows");
+}
+
+#[test]
+fn sums_that_could_wrap_are_refused() {
+    // 9000 weights of 127 times codes of up to 32639 leave 32 bits.
+    use common::{Builder, DEVICE, HOST};
+    use qail_artifact::{Layout, Place, Storage, WriteError, pack};
+    let k = 9000;
+    let mut b = Builder::default();
+    let obs = b.tensor("obs", Storage::F32, &[1, k], HOST);
+    let x = b.tensor("x", Storage::I16, &[1, k], DEVICE);
+    let out = b.tensor("acc", Storage::I32, &[1, 1], DEVICE);
+    let factor = b.floats("factor", &[1.0]);
+    let quantize = step::Quantize { x: obs, out: x, factor, lo: -32639, hi: 32639, zero_point: 0 };
+    b.step("quantize", Place::Host, step::Op::Quantize(quantize));
+    let packed = pack::pack_codes(Layout::W8Tile8x16, &vec![127; k], k, 1).unwrap();
+    let weight = b.writer.add_section("w", Layout::W8Tile8x16, &packed).unwrap();
+    let bias = b.ints("b", &[0]);
+    let op = step::QLinear { x, out, weight, bias, k: k as u64, n: 1, rows: 1, requantize: None };
+    b.step("fc", Place::Device, step::Op::QLinear(op));
+    b.entry(&[("obs", obs)], &[("acc", out)]);
+    let Err(WriteError::Refused(error)) = b.writer.finish(b.manifest) else { panic!("accepted") };
+    assert_eq!(error.to_string(), "step `fc`: the sum of channel 0 can leave 32 bits");
+}
+
+#[test]
+fn equal_sections_are_stored_once() {
+    let mut writer = qail_artifact::Writer::new();
+    let a = writer.add_section("a", qail_artifact::Layout::I32, &[1, 0, 0, 0]).unwrap();
+    let b = writer.add_section("b", qail_artifact::Layout::I32, &[1, 0, 0, 0]).unwrap();
+    let c = writer.add_section("c", qail_artifact::Layout::F32, &[1, 0, 0, 0]).unwrap();
+    assert_eq!((a, b, c), (0, 0, 1));
+    assert!(writer.add_section("a", qail_artifact::Layout::I32, &[2, 0, 0, 0]).is_err());
+}

@@ -1,0 +1,235 @@
+//! The steps of one place, prepared at load and run in order.
+
+use std::ops::Range;
+
+use qail_artifact::{
+    Layout, Place,
+    schema::{Step, step},
+};
+
+use super::{
+    elementwise::{Binary, Unary},
+    integer::{Dequantize, QLinear, Quantize, Requantize},
+    kernels::Kernels,
+    linear::Linear,
+    strided::{Copy, MatMul, Reduce},
+};
+use crate::{
+    ArtifactBytes, Isa, RunError, RuntimeError,
+    device::DeviceContext,
+    memory::HostMemory,
+    plan::{Item, Plan, PlanTensor, Segment},
+};
+
+/// Prepared steps, the file that they read weights from, and their scratch memory.
+pub(crate) struct Program {
+    bytes: ArtifactBytes,
+    kernels: Kernels,
+    /// By index of `Plan::steps`; none for steps of the other place.
+    steps: Vec<Option<Prepared>>,
+    /// Where the tables of repeats lie, by item.
+    tables: Vec<(u32, Range<usize>)>,
+    scratch: Scratch,
+}
+
+enum Prepared {
+    Quantize(Quantize),
+    QLinear(QLinear),
+    Requantize(Requantize),
+    Dequantize(Dequantize),
+    Linear(Linear),
+    Unary(Unary),
+    Binary(Binary),
+    Copy(Copy),
+    Reduce(Reduce),
+    MatMul(MatMul),
+}
+
+/// Memory for sums and byte planes of one row.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// The two planes of a row of 16-bit codes.
+    planes: Vec<i8>,
+    sums: Vec<i32>,
+    float_sums: Vec<f32>,
+}
+
+/// Scratch memory of an integer product.
+pub(super) struct ScratchRows<'a> {
+    /// The sums, or those of the low plane.
+    pub(super) sums: &'a mut [i32],
+    /// Sums of the high plane.
+    pub(super) high_sums: &'a mut [i32],
+    /// Both planes of a row.
+    pub(super) planes: &'a mut [i8],
+}
+
+impl Scratch {
+    /// Asks for room, while steps are prepared.
+    pub(super) fn reserve(&mut self, planes: usize, sums: usize) {
+        self.planes.resize(self.planes.len().max(planes), 0);
+        self.sums.resize(self.sums.len().max(sums), 0);
+        self.float_sums.resize(self.float_sums.len().max(sums), 0.0);
+    }
+
+    /// Room for a row of `n` sums of an integer product.
+    pub(super) fn rows(&mut self, n: usize) -> Result<ScratchRows<'_>, RunError> {
+        let short = RunError::Internal("scratch memory is short");
+        match self.sums.split_at_mut_checked(n).map(|(sums, rest)| (sums, rest.get_mut(..n))) {
+            Some((sums, Some(high_sums))) => Ok(ScratchRows { sums, high_sums, planes: &mut self.planes }),
+            _ => Err(short),
+        }
+    }
+
+    pub(super) fn float_sums(&mut self, n: usize) -> Result<&mut [f32], RunError> {
+        self.float_sums.get_mut(..n).ok_or(RunError::Internal("scratch memory is short"))
+    }
+}
+
+impl Program {
+    /// Prepares the steps of a place.
+    pub(crate) fn new(isa: Isa, place: Place, cx: &DeviceContext<'_>) -> Result<Self, RuntimeError> {
+        let kernels = Kernels::of(isa);
+        let mut scratch = Scratch::default();
+        let mut prepare = Prepare { cx, kernels: &kernels, scratch: &mut scratch };
+        let steps = cx
+            .plan
+            .steps
+            .iter()
+            .map(|step| if step.place() == place { Prepared::new(&mut prepare, step).map(Some) } else { Ok(None) });
+        let steps = steps.collect::<Result<_, _>>()?;
+        let mut tables = Vec::new();
+        for item in &cx.plan.order {
+            if let Item::TableRow { section, .. } = item
+                && tables.iter().all(|(known, _)| known != section)
+            {
+                tables.push((*section, prepare.section_range(*section)?));
+            }
+        }
+        Ok(Self { bytes: cx.bytes.clone(), kernels, steps, tables, scratch })
+    }
+
+    /// Runs a segment of its place.
+    pub(crate) fn run(&mut self, plan: &Plan, segment: &Segment, memory: &mut HostMemory) -> Result<(), RunError> {
+        for item in plan.order.get(segment.items.clone()).unwrap_or_default() {
+            match *item {
+                Item::Step(index) => self.step(index, memory)?,
+                Item::TableRow { section, tensor, row } => self.table_row(section, row, tensor, memory)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, index: usize, memory: &mut HostMemory) -> Result<(), RunError> {
+        let (file, kernels, scratch) = (self.bytes.as_slice(), &self.kernels, &mut self.scratch);
+        match self.steps.get(index) {
+            Some(Some(Prepared::Quantize(op))) => op.run(memory),
+            Some(Some(Prepared::QLinear(op))) => op.run(kernels, file, scratch, memory),
+            Some(Some(Prepared::Requantize(op))) => op.run(kernels, memory),
+            Some(Some(Prepared::Dequantize(op))) => op.run(memory),
+            Some(Some(Prepared::Linear(op))) => op.run(file, scratch, memory),
+            Some(Some(Prepared::Unary(op))) => op.run(memory),
+            Some(Some(Prepared::Binary(op))) => op.run(file, memory),
+            Some(Some(Prepared::Copy(op))) => op.run(file, memory),
+            Some(Some(Prepared::Reduce(op))) => op.run(file, memory),
+            Some(Some(Prepared::MatMul(op))) => op.run(file, memory),
+            Some(None) | None => Err(RunError::Internal("a step was not prepared")),
+        }
+    }
+
+    fn table_row(&self, section: u32, row: usize, tensor: usize, memory: &mut HostMemory) -> Result<(), RunError> {
+        let outside = RunError::Internal("a table has no such row");
+        let Some((_, range)) = self.tables.iter().find(|(known, _)| *known == section) else { return Err(outside) };
+        let (out, _) = memory.split(tensor);
+        let table = self.bytes.as_slice().get(range.clone()).unwrap_or_default();
+        out.copy_from_slice(table.get(row * out.len()..(row + 1) * out.len()).ok_or(outside)?);
+        Ok(())
+    }
+}
+
+impl Prepared {
+    fn new(cx: &mut Prepare<'_>, step: &Step) -> Result<Self, RuntimeError> {
+        Ok(match &step.op {
+            Some(step::Op::Quantize(op)) => Self::Quantize(Quantize::new(cx, op)?),
+            Some(step::Op::QLinear(op)) => Self::QLinear(QLinear::new(cx, step, op)?),
+            Some(step::Op::Requantize(op)) => Self::Requantize(Requantize::new(cx, op)?),
+            Some(step::Op::Dequantize(op)) => Self::Dequantize(Dequantize::new(cx, op)?),
+            Some(step::Op::Linear(op)) => Self::Linear(Linear::new(cx, op)?),
+            Some(step::Op::LinearWq(op)) => Self::Linear(Linear::quantized(cx, step, op)?),
+            Some(step::Op::Unary(op)) => Self::Unary(Unary::new(cx, op)?),
+            Some(step::Op::Binary(op)) => Self::Binary(Binary::new(cx, op)?),
+            Some(step::Op::Copy(op)) => Self::Copy(Copy::new(cx, op)?),
+            Some(step::Op::Reduce(op)) => Self::Reduce(Reduce::new(cx, op)?),
+            Some(step::Op::MatMul(op)) => Self::MatMul(MatMul::new(cx, op)?),
+            Some(step::Op::Repeat(_)) | None => return Err(RuntimeError::Internal("a step has no operation")),
+        })
+    }
+}
+
+/// What steps are prepared from.
+pub(super) struct Prepare<'a> {
+    cx: &'a DeviceContext<'a>,
+    pub(super) kernels: &'a Kernels,
+    pub(super) scratch: &'a mut Scratch,
+}
+
+impl<'a> Prepare<'a> {
+    pub(super) fn tensor(&self, index: u32) -> Result<&'a PlanTensor, RuntimeError> {
+        self.cx.plan.tensors.get(index as usize).ok_or(RuntimeError::Internal("a step names no tensor"))
+    }
+
+    pub(super) fn section(&self, index: u32) -> Result<&'a [u8], RuntimeError> {
+        self.cx.artifact.section(index).ok_or(RuntimeError::Internal("a step names no section"))
+    }
+
+    pub(super) fn section_range(&self, index: u32) -> Result<Range<usize>, RuntimeError> {
+        self.cx.artifact.section_range(index).ok_or(RuntimeError::Internal("a step names no section"))
+    }
+
+    pub(super) fn layout(&self, index: u32) -> Result<Layout, RuntimeError> {
+        let section = self.cx.artifact.manifest().sections.get(index as usize);
+        section.map(|section| section.layout()).ok_or(RuntimeError::Internal("a step names no section"))
+    }
+
+    pub(super) fn ints(&self, section: u32) -> Result<Vec<i32>, RuntimeError> {
+        let chunks = self.section(section)?.chunks_exact(4);
+        Ok(chunks.filter_map(|b| b.first_chunk().map(|&b| i32::from_le_bytes(b))).collect())
+    }
+
+    pub(super) fn floats(&self, section: u32) -> Result<Vec<f32>, RuntimeError> {
+        let chunks = self.section(section)?.chunks_exact(4);
+        Ok(chunks.filter_map(|b| b.first_chunk().map(|&b| f32::from_le_bytes(b))).collect())
+    }
+
+    pub(super) fn doubles(&self, section: u32) -> Result<Vec<f64>, RuntimeError> {
+        let chunks = self.section(section)?.chunks_exact(8);
+        Ok(chunks.filter_map(|b| b.first_chunk().map(|&b| f64::from_le_bytes(b))).collect())
+    }
+
+    pub(super) fn extents(&self, extents: &[u64]) -> Result<Vec<usize>, RuntimeError> {
+        let narrow = |&extent: &u64| usize::try_from(extent).map_err(|_| RuntimeError::Internal("an axis is too long"));
+        extents.iter().map(narrow).collect()
+    }
+}
+
+const MISALIGNED: RunError = RunError::Internal("a tensor is not aligned to its elements");
+
+/// The floats of a dense tensor, with whatever its padding to four bytes holds.
+pub(super) fn floats(bytes: &[u8]) -> Result<&[f32], RunError> {
+    bytemuck::try_cast_slice(bytes).map_err(|_| MISALIGNED)
+}
+
+/// See [`floats`].
+pub(super) fn floats_mut(bytes: &mut [u8]) -> Result<&mut [f32], RunError> {
+    bytemuck::try_cast_slice_mut(bytes).map_err(|_| MISALIGNED)
+}
+
+/// The accumulators of a dense tensor.
+pub(super) fn ints(bytes: &[u8]) -> Result<&[i32], RunError> {
+    bytemuck::try_cast_slice(bytes).map_err(|_| MISALIGNED)
+}
+
+/// See [`ints`].
+pub(super) fn ints_mut(bytes: &mut [u8]) -> Result<&mut [i32], RunError> {
+    bytemuck::try_cast_slice_mut(bytes).map_err(|_| MISALIGNED)
+}

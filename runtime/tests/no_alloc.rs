@@ -1,0 +1,57 @@
+//! A run on the CPU allocates nothing.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../artifact/tests/common/mod.rs"]
+mod common;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use common::{Mlp, Precision};
+use qail_runtime::{DeviceSpec, Isa, Session, TensorView, TensorViewMut};
+
+/// The system allocator, counting.
+struct Counting;
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller keeps the conditions of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        CALLS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller keeps the conditions of `dealloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// One test in this binary: the counter is global.
+#[test]
+fn a_run_allocates_nothing() {
+    use Precision::{F32, W4A4, W4A8, W4A16, W8A8, W8A16};
+    for precision in [W8A8, W4A8, W4A4, F32, W8A16, W4A16] {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_present()) {
+            let mlp = Mlp::new(&[17, 64, 48, 40, 6], 2, precision, 7);
+            let mut session = Session::load(mlp.file.clone(), DeviceSpec::Cpu(Some(isa))).unwrap();
+            let observations = mlp.observations(1);
+            let mut actions = vec![0.0; 12];
+            let before = CALLS.load(Ordering::SeqCst);
+            for _ in 0..10 {
+                let result = session.run(&[TensorView::F32(&observations)], &mut [TensorViewMut::F32(&mut actions)]);
+                assert!(result.is_ok());
+            }
+            assert_eq!(CALLS.load(Ordering::SeqCst) - before, 0, "{precision:?} on {isa:?}");
+        }
+    }
+}
