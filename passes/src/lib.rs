@@ -1,1 +1,58 @@
-//! passes
+//! Graph-to-graph transformations.
+//!
+//! A [`Pass`] has one name in four spellings (command line, file, struct and
+//! folder of its tests) and states its [`Exactness`]. [`registry`] lists all
+//! of them, [`pipeline`] puts them in order for a [`Precision`], and
+//! [`PassManager`] runs them and verifies the graph after each.
+//!
+//! Quantization is four of them: `insert-fake-quant` decides where codes are,
+//! `calibrate` finds the steps, `lower-quant` writes the integer graph, and
+//! `quantize-weights` is the path with float activations. What they share is
+//! in [`quant`].
+
+mod calibrate;
+mod canonicalize;
+mod context;
+mod correct_bias;
+mod eliminate_dead_code;
+mod error;
+mod fold_constants;
+mod fold_entry_steps;
+mod fold_normalizer;
+mod fuse_linear_act;
+mod insert_fake_quant;
+mod lift_silu;
+mod lower_quant;
+mod manager;
+mod merge_linear_bias;
+mod optimize_rounding;
+mod options;
+pub mod pipeline;
+mod precision;
+pub mod quant;
+mod quantize_weights;
+pub mod registry;
+mod rewrite;
+mod samples;
+
+pub use calibrate::{Calibrate, Observer};
+pub use canonicalize::Canonicalize;
+pub use context::{Note, NoteKind, PassContext, Progress};
+pub use correct_bias::CorrectBias;
+pub use eliminate_dead_code::EliminateDeadCode;
+pub use error::PassError;
+pub use fold_constants::FoldConstants;
+pub use fold_entry_steps::FoldEntrySteps;
+pub use fold_normalizer::FoldNormalizer;
+pub use fuse_linear_act::FuseLinearAct;
+pub use insert_fake_quant::InsertFakeQuant;
+pub use lift_silu::LiftSilu;
+pub use lower_quant::LowerQuant;
+pub use manager::{AfterPass, Changed, Exactness, Pass, PassManager};
+pub use merge_linear_bias::MergeLinearBias;
+pub use optimize_rounding::OptimizeRounding;
+pub use options::PassOptions;
+pub use pipeline::{PipelineOptions, default_pipeline};
+pub use precision::{ParsePrecisionError, Precision};
+pub use quantize_weights::QuantizeWeights;
+pub use samples::{SampleError, Samples};

@@ -1,0 +1,191 @@
+//! `lower-quant`: the graph with quantizers becomes the graph on codes.
+//!
+//! Every quantizer of an activation becomes one of
+//! - `quantize`, where its operand comes from floats: the entry of a region,
+//! - `requantize`, behind a layer; functions that only clamp fold into its range,
+//! - `lookup`, behind 8-bit codes and functions of one number.
+//!
+//! A layer whose input and weights are quantized becomes `qlinear`: weight codes
+//! from the nominal steps in `f64`, bias `B = rne(b / (s_in s_w)) - z_in sum(w)`,
+//! multiplier `M = nearest(s_in s_w / s_out)` for each requantization of it.
+//! Whoever still wants floats reads `dequantize`. Movements of codes stay.
+//!
+//! From here on integer arithmetic defines the result, and floats before this
+//! pass only approximate it. The bound `sum |w||a| + |B| < 2^31` is proven from
+//! the codes themselves; where it fails the pass does too, naming the layer.
+//! [`LoweringReport`] keeps what exports need and the graph no longer says.
+
+mod layer;
+mod quantizer;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use qail_ir::{Constant, Dequantize, FakeQuant, Graph, NodeId, Op, Origin, Unary, ValueId};
+
+use crate::{
+    Changed, Exactness, Pass, PassContext, PassError,
+    quant::{CodeInfo, LoweringReport, flow, weight_code},
+    rewrite,
+};
+use layer::Layer;
+
+/// See the [module](self).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LowerQuant;
+
+impl Pass for LowerQuant {
+    fn name(&self) -> &'static str {
+        "lower-quant"
+    }
+
+    fn summary(&self) -> &'static str {
+        "turns quantizers into integer arithmetic on codes"
+    }
+
+    fn exactness(&self) -> Exactness {
+        Exactness::Lossy
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
+        let old = graph.topo();
+        if !old.iter().any(|&id| matches!(graph.node(id).op, Op::FakeQuant(_))) {
+            return Ok(Changed::No);
+        }
+        // First everything on codes beside the old graph, which stays whole and
+        // can be matched; then readers of floats move over; then the old goes.
+        let mut lowering = Lowering::default();
+        for &id in &old {
+            lowering.lower(graph, id, cx)?;
+        }
+        let leaving = lowering.leave(graph)?;
+        rewrite::sweep(graph, old.into_iter().chain(leaving));
+        round_left_weights(graph)?;
+        cx.lowering = Some(lowering.finish(graph));
+        Ok(Changed::Yes)
+    }
+}
+
+/// The graph on codes, while it grows beside the old one.
+#[derive(Default)]
+struct Lowering {
+    /// Codes of old values.
+    codes: BTreeMap<ValueId, (ValueId, CodeInfo)>,
+    /// Layers on codes, by the old node.
+    layers: BTreeMap<NodeId, Layer>,
+    /// The same nodes, operands first.
+    order: Vec<NodeId>,
+    /// Codes of quantized weights, by the old quantizer.
+    weights: BTreeMap<ValueId, ValueId>,
+    /// Names of layers that stay in floats.
+    float_layers: Vec<String>,
+}
+
+impl Lowering {
+    /// Puts the counterpart of an old node on codes beside it, if it has one.
+    fn lower(&mut self, graph: &mut Graph, id: NodeId, cx: &mut PassContext<'_>) -> Result<(), PassError> {
+        match graph.node(id).op.clone() {
+            Op::FakeQuant(fake) => {
+                let of_weights = graph.operands(id).first().is_none_or(|&x| graph.const_of(x).is_some());
+                if of_weights { Ok(()) } else { self.lower_quantizer(graph, id, &fake, cx) }
+            }
+            Op::Linear(linear) => self.lower_layer(graph, id, linear.act, cx),
+            op if flow::moves(&op) => self.lower_movement(graph, id, op),
+            _ => Ok(()),
+        }
+    }
+
+    fn lower_movement(&mut self, graph: &mut Graph, id: NodeId, op: Op) -> Result<(), PassError> {
+        let Some(x) = graph.operands(id).first().copied() else { return Ok(()) };
+        let Some((codes, info)) = self.codes.get(&x).cloned() else { return Ok(()) };
+        let node = graph.node(id).clone();
+        let moved = rewrite::add(graph, &node.name, op, &[codes], node.origin)?;
+        self.codes.insert(id.value(), (moved, info));
+        Ok(())
+    }
+
+    /// Lets readers of floats read codes and accumulators through `dequantize`.
+    /// Gives the nodes that nobody may read.
+    fn leave(&mut self, graph: &mut Graph) -> Result<Vec<NodeId>, PassError> {
+        let mut leaving = Vec::new();
+        let quantizers: Vec<(ValueId, ValueId, CodeInfo)> = self
+            .codes
+            .iter()
+            .filter(|(old, _)| matches!(graph.op(**old), Op::FakeQuant(_)))
+            .map(|(old, (codes, info))| (*old, *codes, info.clone()))
+            .collect();
+        for (old, codes, info) in quantizers {
+            let node = graph.node(codes.node).clone();
+            let scale =
+                graph.add_const(format!("{}.s", node.name), Constant::f64([1], &[info.step]), Origin::default());
+            let op = Op::Dequantize(Dequantize { zero_point: info.zero_point });
+            let floats = rewrite::add(graph, &format!("{}.f", node.name), op, &[codes, scale], node.origin)?;
+            graph.replace_uses(old, floats);
+            leaving.extend([floats.node, codes.node]);
+        }
+        for id in &self.order {
+            let Some(layer) = self.layers.get_mut(id) else { continue };
+            let node = graph.node(*id).clone();
+            let scales = Constant::f64([layer.exit_scales.len()], &layer.exit_scales);
+            let scales = graph.add_const(format!("{}.s", layer.report.name), scales, Origin::default());
+            let op = Op::Dequantize(Dequantize { zero_point: 0 });
+            let name = format!("{}.float", layer.report.name);
+            let mut floats = rewrite::add(graph, &name, op, &[layer.acc, scales], node.origin.clone())?;
+            layer.dequantize = Some(floats.node);
+            leaving.push(floats.node);
+            if let Some(f) = layer.act {
+                let name = format!("{}.{}", layer.report.name, f.name());
+                floats = rewrite::add(graph, &name, Op::Unary(Unary { f }), &[floats], node.origin.clone())?;
+                leaving.push(floats.node);
+            }
+            rewrite::take_over(graph, *id, floats);
+            leaving.push(layer.acc.node);
+        }
+        Ok(leaving)
+    }
+
+    /// The report, with the names that nodes have in the end.
+    fn finish(self, graph: &Graph) -> LoweringReport {
+        let mut report = LoweringReport { float_layers: self.float_layers, ..LoweringReport::default() };
+        let name = |id: NodeId| graph.contains(id).then(|| graph.node(id).name.clone());
+        let mut layers = self.layers;
+        for id in self.order {
+            let Some(layer) = layers.remove(&id) else { continue };
+            // Nobody needed the layer: dead code.
+            let Some(acc) = name(layer.acc.node) else { continue };
+            let mut entry = layer.report;
+            entry.acc = acc;
+            entry.dequantize = layer.dequantize.and_then(name);
+            report.layers.push(entry);
+        }
+        // A node that is gone may have left its id to another: codes are codes.
+        let alive: BTreeSet<NodeId> = graph.topo().into_iter().collect();
+        for (codes, info) in self.codes.into_values() {
+            if alive.contains(&codes.node) {
+                report.codes.insert(graph.node(codes.node).name.clone(), info);
+            }
+        }
+        report
+    }
+}
+
+/// Quantized weights of layers that stay in floats become the rounded numbers.
+fn round_left_weights(graph: &mut Graph) -> Result<(), PassError> {
+    let mut dead = Vec::new();
+    for id in graph.topo() {
+        let Op::FakeQuant(FakeQuant { lo, hi, axis: Some(1), group: None, .. }) = graph.node(id).op else { continue };
+        let [w, scale] = graph.operands(id)[..] else { continue };
+        let (Some(all), Some(scales)) = (rewrite::const_f64(graph, w)?, rewrite::const_f32(graph, scale)?) else {
+            continue;
+        };
+        let n = scales.len().max(1);
+        let of_column = |(w, step): (&f64, &f32)| weight_code(*w, *step, lo, hi) as f32 * step;
+        let rounded: Vec<f32> = all.chunks(n).flat_map(|row| row.iter().zip(&scales).map(of_column)).collect();
+        let node = graph.node(id).clone();
+        let constant = Constant::f32(graph.ty(w).shape.clone(), &rounded);
+        let new = graph.add_const(node.name, constant, node.origin);
+        rewrite::take_over(graph, id, new);
+        dead.push(id);
+    }
+    rewrite::sweep(graph, dead);
+    Ok(())
+}

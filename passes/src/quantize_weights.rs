@@ -1,0 +1,117 @@
+//! `quantize-weights`: weight codes with float activations, `w4a16` and `w8a16`.
+//!
+//! Every `linear` with constant weights becomes `linear_wq`. 4-bit weights have
+//! one step for 32 rows and a channel, found by least square error; 8-bit ones
+//! one step a channel, the largest magnitude. Edge layers, first or last on
+//! some path, have 8 bits. Needs no data. Layers that would gain nothing because
+//! their weights are few still shrink: the pass does not guess about speed.
+
+use std::collections::BTreeSet;
+
+use qail_ir::{Constant, Graph, LinearWq, NodeId, Op, Origin, QuantScheme, TensorType};
+
+use crate::{
+    Changed, Exactness, Pass, PassContext, PassError, PassOptions, Precision,
+    quant::{flow::Edge, group_steps, weight_code},
+    rewrite::{self, ConstLinear},
+};
+
+/// Rows that share a step of 4-bit weights.
+const GROUP: usize = 32;
+
+/// See the [module](self).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuantizeWeights {
+    /// Bits of a weight.
+    pub bits: u8,
+    /// Bits of a weight of an edge layer, if the inside has fewer.
+    pub edge_bits: u8,
+}
+
+impl Default for QuantizeWeights {
+    fn default() -> Self {
+        Self { bits: 4, edge_bits: 8 }
+    }
+}
+
+impl QuantizeWeights {
+    /// The widths of a precision, `None` unless it has float activations.
+    pub fn new(precision: Precision, edge_bits: u8) -> Option<Self> {
+        match (precision.weight_bits(), precision.activation_bits()) {
+            (Some(bits), None) => Some(Self { bits, edge_bits }),
+            (_, Some(_)) | (None, None) => None,
+        }
+    }
+
+    /// Reads `bits` and `edge-bits`.
+    pub(crate) fn from_options(options: &mut PassOptions) -> Result<Self, PassError> {
+        let accepted = "w4a16 or w8a16";
+        let precision = options.take("bits", Precision::W4A16, accepted)?;
+        let edge_bits = options.take("edge-bits", 8, "4 or 8")?;
+        if !matches!(edge_bits, 4 | 8) {
+            return Err(options.error("edge-bits", format!("expected 4 or 8, found {edge_bits}")));
+        }
+        Self::new(precision, edge_bits)
+            .ok_or_else(|| options.error("bits", format!("expected {accepted}, found {precision}")))
+    }
+}
+
+impl Pass for QuantizeWeights {
+    fn name(&self) -> &'static str {
+        "quantize-weights"
+    }
+
+    fn summary(&self) -> &'static str {
+        "turns linear weights into codes and keeps activations as floats"
+    }
+
+    fn exactness(&self) -> Exactness {
+        Exactness::Lossy
+    }
+
+    fn run(&self, graph: &mut Graph, _cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
+        let layers: Vec<ConstLinear> =
+            graph.topo().into_iter().filter_map(|id| ConstLinear::matching(graph, id)).collect();
+        let ids: BTreeSet<NodeId> = layers.iter().map(|layer| layer.id).collect();
+        let bits: Vec<u8> = layers
+            .iter()
+            .map(
+                |layer| {
+                    if Edge::of(graph, layer.id, &ids).is_edge() { self.bits.max(self.edge_bits) } else { self.bits }
+                },
+            )
+            .collect();
+        let mut dead = Vec::new();
+        for (layer, bits) in layers.iter().zip(bits) {
+            quantize(graph, layer, bits)?;
+            dead.push(layer.id);
+        }
+        rewrite::sweep(graph, dead);
+        Ok(Changed::when(!layers.is_empty()))
+    }
+}
+
+fn quantize(graph: &mut Graph, layer: &ConstLinear, bits: u8) -> Result<(), PassError> {
+    let scheme = QuantScheme::signed(bits);
+    let hi = scheme.hi();
+    let group = if bits < 8 { GROUP } else { layer.k.max(1) };
+    let (w, _) = layer.parameters(graph)?;
+    let n = layer.n.max(1);
+    let steps = group_steps(&w, n, group, hi);
+    let of_row = |(row, w): (usize, &[f64])| -> Vec<i64> {
+        let steps = steps.iter().skip(row / group * n);
+        w.iter().zip(steps).map(|(&w, &step)| i64::from(weight_code(w, step, -hi, hi))).collect()
+    };
+    let codes: Vec<i64> = w.chunks_exact(n).enumerate().flat_map(of_row).collect();
+    let name = graph.node(layer.w.node).name.clone();
+    let origin = graph.node(layer.w.node).origin.clone();
+    let codes = Constant::ints(TensorType::code(scheme, [layer.k, layer.n]), &codes);
+    let codes = graph.add_const(format!("{name}.q"), codes, origin);
+    let n_groups = layer.k.div_ceil(group);
+    let scales = graph.add_const(format!("{name}.s"), Constant::f32([n_groups, layer.n], &steps), Origin::default());
+    let op = Op::LinearWq(LinearWq { group, act: layer.op.act });
+    // The layer in front may have been replaced since the layers were listed.
+    let x = graph.operands(layer.id).first().copied().unwrap_or(layer.x);
+    rewrite::replace(graph, layer.id, op, &[x, codes, scales, layer.b])?;
+    Ok(())
+}
