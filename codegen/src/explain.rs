@@ -1,22 +1,21 @@
-//! The plan in words, for people: `qailc explain` and the tests.
+//! The plan in words, for people: `qailc inspect --plan` and the tests.
 
 use std::fmt::Write;
 
-use qail_artifact::schema::{BindingSource, Place, Tensor, step};
+use qail_artifact::schema::{BindingSource, Manifest, Place, Tensor, step};
 
-use crate::{Plan, error::op_name};
+use crate::error::op_name;
 
 /// Prints a plan: arenas, tensors, steps with place, kernel and workgroups.
 /// Canonical: equal plans print alike.
-pub fn explain(plan: &Plan) -> String {
+pub fn explain(manifest: &Manifest) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
-    let _ = write_plan(plan, &mut out);
+    let _ = write_manifest(manifest, &mut out);
     out
 }
 
-fn write_plan(plan: &Plan, out: &mut String) -> std::fmt::Result {
-    let manifest = &plan.manifest;
+fn write_manifest(manifest: &Manifest, out: &mut String) -> std::fmt::Result {
     writeln!(out, "plan @{}", manifest.name)?;
     for (i, arena) in manifest.arenas.iter().enumerate() {
         writeln!(out, "arena {i}: {} bytes, {}", arena.size, place_name(arena.place()))?;
@@ -24,13 +23,13 @@ fn write_plan(plan: &Plan, out: &mut String) -> std::fmt::Result {
     for entry in &manifest.entries {
         writeln!(out, "entry {}", entry.name)?;
         for port in &entry.inputs {
-            writeln!(out, "  input  {} = {}", port.name, tensor(plan, port.tensor))?;
+            writeln!(out, "  input  {} = {}", port.name, tensor(manifest, port.tensor))?;
         }
         for step in &entry.steps {
             let Some(op) = &step.op else { continue };
             let operands = step.operands();
-            let reads: Vec<String> = operands.reads.iter().map(|&x| tensor_name(plan, x)).collect();
-            let write = operands.write.map_or_else(String::new, |x| tensor(plan, x));
+            let reads: Vec<String> = operands.reads.iter().map(|&x| tensor_name(manifest, x)).collect();
+            let write = operands.write.map_or_else(String::new, |x| tensor(manifest, x));
             writeln!(
                 out,
                 "  {:6} {} {write} = {}({})",
@@ -50,11 +49,12 @@ fn write_plan(plan: &Plan, out: &mut String) -> std::fmt::Result {
                     .iter()
                     .map(|binding| match binding.source {
                         Some(BindingSource::Tensor(i)) => {
-                            format!("{}%{}", if binding.write { "*" } else { "" }, tensor_name(plan, i))
+                            format!("{}%{}", if binding.write { "*" } else { "" }, tensor_name(manifest, i))
                         }
-                        Some(BindingSource::Section(i)) => {
-                            plan.sections.get(i as usize).map_or_else(|| "?".to_owned(), |section| section.name.clone())
-                        }
+                        Some(BindingSource::Section(i)) => manifest
+                            .sections
+                            .get(i as usize)
+                            .map_or_else(|| "?".to_owned(), |section| section.name.clone()),
                         None => "?".to_owned(),
                     })
                     .collect();
@@ -62,11 +62,11 @@ fn write_plan(plan: &Plan, out: &mut String) -> std::fmt::Result {
             }
         }
         for port in &entry.outputs {
-            writeln!(out, "  output {} = {}", port.name, tensor(plan, port.tensor))?;
+            writeln!(out, "  output {} = {}", port.name, tensor(manifest, port.tensor))?;
         }
     }
-    for section in &plan.sections {
-        writeln!(out, "section {}: {:?}, {} bytes", section.name, section.layout, section.bytes.len())?;
+    for section in &manifest.sections {
+        writeln!(out, "section {}: {:?}, {} bytes", section.name, section.layout(), section.len)?;
     }
     Ok(())
 }
@@ -78,17 +78,17 @@ fn place_name(place: Place) -> &'static str {
     }
 }
 
-fn get(plan: &Plan, index: u32) -> Option<&Tensor> {
-    plan.manifest.tensors.get(index as usize)
+fn get(manifest: &Manifest, index: u32) -> Option<&Tensor> {
+    manifest.tensors.get(index as usize)
 }
 
-fn tensor_name(plan: &Plan, index: u32) -> String {
-    get(plan, index).map_or_else(|| "?".to_owned(), |tensor| tensor.name.clone())
+fn tensor_name(manifest: &Manifest, index: u32) -> String {
+    get(manifest, index).map_or_else(|| "?".to_owned(), |tensor| tensor.name.clone())
 }
 
 /// Name, storage, shape and place of a tensor.
-fn tensor(plan: &Plan, index: u32) -> String {
-    get(plan, index).map_or_else(
+fn tensor(manifest: &Manifest, index: u32) -> String {
+    get(manifest, index).map_or_else(
         || "?".to_owned(),
         |t| format!("{}: {:?}{:?} @{}+{}", t.name, t.storage(), t.shape, t.arena, t.offset),
     )

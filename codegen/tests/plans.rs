@@ -10,9 +10,9 @@ use qail_codegen::{BuildOptions, build, explain};
 
 fn explained(source: &str) -> String {
     let plan = plan(&graph(source));
-    let file = plan.to_file().unwrap_or_else(|error| panic!("{error:?}\n{}", explain(&plan)));
+    let file = plan.to_file().unwrap_or_else(|error| panic!("{error:?}\n{}", explain(&plan.manifest)));
     assert!(!file.is_empty());
-    explain(&plan)
+    explain(&plan.manifest)
 }
 
 fn refused(source: &str) -> String {

@@ -1,1 +1,7 @@
-fn main() {}
+//! The command `qailc`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    qailc::cli::main()
+}

@@ -114,10 +114,10 @@ pub(crate) fn check(graph: &Graph, plan: &Plan, device: DeviceSpec, seed: u64, t
     }
     let expected = interp::run_all(graph, &inputs).unwrap_or_else(|error| panic!("{error:?}\n{}", text::print(graph)));
 
-    let file = plan.to_file().unwrap_or_else(|error| panic!("{error:?}\n{}", qail_codegen::explain(plan)));
+    let file = plan.to_file().unwrap_or_else(|error| panic!("{error:?}\n{}", qail_codegen::explain(&plan.manifest)));
     let options = LoadOptions { keep_intermediates: true, ..LoadOptions::default() };
     let mut session = Session::load_with(file, device, &options)
-        .unwrap_or_else(|error| panic!("{device}: {error:?}\n{}", qail_codegen::explain(plan)));
+        .unwrap_or_else(|error| panic!("{device}: {error:?}\n{}", qail_codegen::explain(&plan.manifest)));
     let views: Vec<TensorView<'_>> =
         session.inputs().iter().map(|port| TensorView::F32(inputs[&port.name].as_f32().unwrap())).collect();
     let mut floats: Vec<Vec<f32>> = session.outputs().iter().map(|port| vec![0.0; port.elements()]).collect();
@@ -139,7 +139,8 @@ pub(crate) fn check(graph: &Graph, plan: &Plan, device: DeviceSpec, seed: u64, t
     drop(outputs);
 
     let mut n_different = 0;
-    let context = |what: &str| format!("{device}, `{what}`\n{}\n{}", text::print(graph), qail_codegen::explain(plan));
+    let context =
+        |what: &str| format!("{device}, `{what}`\n{}\n{}", text::print(graph), qail_codegen::explain(&plan.manifest));
     for (output, (f, i)) in graph.outputs.iter().zip(floats.iter().zip(&ints)) {
         match expected[&output.value].as_f32() {
             Some(expected) => compare(f, expected, tolerance, &context(&output.name)),

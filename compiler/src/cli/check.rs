@@ -1,0 +1,80 @@
+//! `qailc check`: everything that stands in the way of compiling a model.
+//!
+//! Needs no data: calibration is replaced by ranges that are never used, so
+//! what runs are import, the float passes, selection of quantizers and kernels.
+
+use super::{
+    Exit, Failure, Terminal,
+    args::{ModelArgs, QuantArgs},
+    failure::exit_of_import,
+};
+use crate::{
+    frontend::{Blocker, ImportError},
+    pipeline,
+};
+
+/// Flags of the subcommand.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    quant: QuantArgs,
+}
+
+/// Runs the subcommand.
+pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
+    let model = args.model.model.display();
+    let data = super::args::DataArgs { demos: None, map: Vec::new() };
+    let options = super::args::build_options(&args.model, &data, &args.quant);
+    match pipeline::check(&args.model.model, &options) {
+        Ok(checked) => {
+            let (precision, layers) = (&checked.precision, &checked.layers);
+            let n_weights: u64 = layers.iter().map(|layer| layer.n_weights).sum();
+            terminal.result(
+                || {
+                    let mut text = format!(
+                        "{model}: ready for {precision}: {} layers with weights, {n_weights} weights\n",
+                        layers.iter().filter(|layer| layer.n_weights > 0).count()
+                    );
+                    for note in &checked.notes {
+                        text.push_str(&format!("note: {note}\n"));
+                    }
+                    if checked.needs_data {
+                        text.push_str("compiling needs recorded observations: --demos FILE.npz\n");
+                    }
+                    text
+                },
+                || {
+                    serde_json::json!({
+                        "schema": 1, "model": args.model.model, "precision": precision, "ready": true,
+                        "blockers": [], "notes": checked.notes, "needs_data": checked.needs_data, "weights": n_weights,
+                    })
+                },
+            );
+            Ok(())
+        }
+        Err(pipeline::PipelineError::Import(ImportError::Blocked { blockers })) => {
+            Err(blocked(args, terminal, &blockers))
+        }
+        Err(pipeline::PipelineError::Import(error)) => {
+            Err(Failure::new(exit_of_import(&error), format!("cannot import `{model}`"), &error))
+        }
+        Err(error) => Err(super::failure::of_pipeline(&format!("`{model}` cannot be compiled"), &error)),
+    }
+}
+
+/// Lists blockers as the result of the command; the failure only counts them.
+fn blocked(args: &Args, terminal: &Terminal, blockers: &[Blocker]) -> Failure {
+    if !terminal.json {
+        terminal.result(|| blockers.iter().map(|blocker| format!("{blocker}\n")).collect(), || serde_json::Value::Null);
+    }
+    let n = blockers.len();
+    let what = if n == 1 { "1 blocker".to_owned() } else { format!("{n} blockers") };
+    let mut failure =
+        Failure::plain(Exit::Unsupported, format!("`{}` cannot be compiled: {what}", args.model.model.display()));
+    if terminal.json {
+        failure.causes = blockers.iter().map(ToString::to_string).collect();
+    }
+    failure
+}

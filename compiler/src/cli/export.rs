@@ -1,0 +1,71 @@
+//! `qailc export`: the quantized model as ONNX, for other engines to check.
+
+use std::path::PathBuf;
+
+use super::{
+    Exit, Failure, Terminal,
+    args::{DataArgs, ModelArgs, QuantArgs, build_options},
+    compile::{Watcher, say_notes},
+    failure::of_pipeline,
+};
+use crate::{
+    export::{self, ExportOptions},
+    pipeline,
+};
+
+/// Flags of the subcommand.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    quant: QuantArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Which form.
+    #[arg(long)]
+    format: Format,
+    /// Hand back every code and accumulator as well.
+    #[arg(long)]
+    expose: bool,
+    /// Where to write the model.
+    #[arg(long = "out", short = 'o', value_name = "FILE.onnx")]
+    output: PathBuf,
+}
+
+/// Forms of an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// Integer arithmetic in `f64`: every code and accumulator is the same number.
+    Exact,
+    /// QuantizeLinear and DequantizeLinear with derived scales (opset 21).
+    Qdq,
+}
+
+/// Runs the subcommand.
+pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
+    let options = build_options(&args.model, &args.data, &args.quant);
+    let context = format!("cannot export `{}`", args.model.model.display());
+    if args.output == args.model.model {
+        return Err(
+            Failure::plain(Exit::Usage, "the export would overwrite the model").help("give another name with -o")
+        );
+    }
+    let mut watcher = Watcher::new(terminal, None);
+    let quantized = pipeline::quantize(&args.model.model, &options, &mut watcher);
+    watcher.finish()?;
+    let quantized = quantized.map_err(|error| of_pipeline(&context, &error))?;
+    say_notes(&quantized, terminal);
+    let export_options = ExportOptions { expose: args.expose };
+    let model = match args.format {
+        Format::Exact => export::exact(&quantized.graph, &export_options),
+        Format::Qdq => export::qdq(&quantized.graph, &quantized.lowering.clone().unwrap_or_default(), &export_options),
+    };
+    let model = model.map_err(|error| Failure::new(Exit::Unsupported, context.clone(), &error))?;
+    export::write(&model, &args.output).map_err(|error| Failure::new(Exit::InvalidInput, context, &error))?;
+    terminal.result(
+        || format!("{} -> {}\n", options.passes.effective(), args.output.display()),
+        || serde_json::json!({ "schema": 1, "file": args.output, "precision": options.passes.effective() }),
+    );
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! The command line: flags in, tables or JSON on stdout, progress on stderr.
+//!
+//! One file a subcommand. Everything below this module is a library that
+//! neither prints nor reads the environment.
+
+mod args;
+mod check;
+mod compile;
+mod devices;
+mod export;
+mod failure;
+mod inspect;
+mod opt;
+mod run;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub use failure::{Exit, Failure};
+use terminal::Terminal;
+
+/// Compiles imitation-learned policies (ONNX) to quantized artifacts.
+#[derive(Debug, Parser)]
+#[command(name = "qailc", version, max_term_width = 100)]
+struct Cli {
+    /// Print one JSON document on stdout instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    /// No progress and no notes.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Say why passes declined and what was assumed.
+    #[arg(long, short, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Quantizes a model and builds an artifact.
+    Compile(compile::Args),
+    /// Lists everything that stands in the way of compiling a model; needs no data.
+    Check(check::Args),
+    /// Runs an artifact on recorded observations.
+    Run(run::Args),
+    /// Shows what is inside an artifact, after checking it.
+    Inspect(inspect::Args),
+    /// Runs passes over a model or a `.qir` file and prints the graph.
+    Opt(opt::Args),
+    /// Writes the quantized model as ONNX that other engines can check.
+    Export(export::Args),
+    /// Lists the devices that can run artifacts.
+    Devices,
+    /// Prints a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not errors. Nothing can be done if
+            // the terminal is gone.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
+        }
+    };
+    let terminal = Terminal { json: cli.json, quiet: cli.quiet, verbose: cli.verbose };
+    let outcome = match cli.command {
+        Command::Compile(args) => compile::main(&args, &terminal),
+        Command::Check(args) => check::main(&args, &terminal),
+        Command::Run(args) => run::main(&args, &terminal),
+        Command::Inspect(args) => inspect::main(&args, &terminal),
+        Command::Opt(args) => opt::main(&args, &terminal),
+        Command::Export(args) => export::main(&args, &terminal),
+        Command::Devices => devices::main(&terminal),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "qailc", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            terminal.failure(&failure);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+}

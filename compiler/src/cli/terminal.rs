@@ -1,0 +1,63 @@
+//! Where output goes: results to stdout, progress and notes to stderr.
+
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::Failure;
+
+/// How much to say, and in which form.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terminal {
+    /// One JSON document instead of tables.
+    pub(super) json: bool,
+    /// No progress and no notes.
+    pub(super) quiet: bool,
+    /// Say what was assumed and declined.
+    pub(super) verbose: bool,
+}
+
+impl Terminal {
+    /// A bar on stderr; invisible when quiet or when stderr is not a terminal.
+    pub(super) fn bar(&self, len: u64, message: &str) -> ProgressBar {
+        let visible = !self.quiet && std::io::stderr().is_terminal();
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(len), target).with_message(message.to_owned());
+        let style = ProgressStyle::with_template("{msg:<14} {bar:30} {pos}/{len} {eta}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+
+    /// A remark on stderr.
+    pub(super) fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("note: {text}");
+        }
+    }
+
+    /// A remark for those who asked for more.
+    pub(super) fn detail(&self, text: &str) {
+        if self.verbose && !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// The result of the command. A closed pipe is not an error: the reader has
+    /// seen enough.
+    pub(super) fn result(&self, table: impl FnOnce() -> String, json: impl FnOnce() -> serde_json::Value) {
+        let text = if self.json { format!("{:#}\n", json()) } else { table() };
+        let _ = std::io::stdout().write_all(text.as_bytes());
+    }
+
+    /// Why the command stopped.
+    pub(super) fn failure(&self, failure: &Failure) {
+        if self.json {
+            let _ = writeln!(std::io::stdout(), "{:#}", failure.to_json());
+        }
+        eprint!("{}", failure.render());
+    }
+}

@@ -1,0 +1,216 @@
+//! Demonstrations: observations, actions and where episodes end.
+
+use std::{collections::BTreeMap, ops::Range, path::Path};
+
+use super::{ArrayInfo, DataError, Npz, RowReader};
+
+/// Names of arrays, where they differ from the usual ones.
+///
+/// An input that is not named here is looked for under its own name, and the
+/// only input of a model under `observations` as well.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DemoMap {
+    /// Name of a model input to name of an array.
+    pub inputs: BTreeMap<String, String>,
+    /// The array of actions; `actions` by default.
+    pub actions: Option<String>,
+    /// The array of episode ends; `episode_ends` by default.
+    pub episode_ends: Option<String>,
+}
+
+/// One array of a set of demonstrations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Model input that it feeds, or `actions`.
+    pub name: String,
+    /// Name of the array.
+    pub key: String,
+    /// Type and shape; the first axis counts steps.
+    pub info: ArrayInfo,
+}
+
+/// A set of demonstrations, opened: nothing but headers and episode ends is in memory.
+#[derive(Clone, Debug)]
+pub struct Demos {
+    npz: Npz,
+    n_steps: usize,
+    observations: Vec<Field>,
+    actions: Option<Field>,
+    episodes: Vec<Range<usize>>,
+}
+
+impl Demos {
+    /// Opens demonstrations for a model with the given inputs: names and
+    /// extents of one sample, without the batch axis.
+    ///
+    /// Extents of 1 do not matter. Actions and episode ends may be missing:
+    /// then [`Demos::actions`] is `None` and everything is one episode.
+    pub fn open(path: &Path, inputs: &[(&str, &[usize])], map: &DemoMap) -> Result<Self, DataError> {
+        let npz = Npz::open(path)?;
+        let mut observations = Vec::new();
+        for &(name, extents) in inputs {
+            let key = key_of_input(&npz, name, inputs.len() == 1, map);
+            let info = npz.info(key)?.clone();
+            let row: Vec<usize> = info.shape.iter().skip(1).copied().collect();
+            if info.shape.is_empty() || !same_extents(&row, extents) {
+                let expected = format!("[steps, {}] for input `{name}`", list(extents));
+                return Err(shape_error(&npz, key, &info, expected));
+            }
+            observations.push(Field { name: name.to_owned(), key: key.to_owned(), info });
+        }
+        let n_steps = observations.first().map_or(0, |field| field.info.n_rows());
+        let expected = || format!("[{n_steps}, ..], one row a step");
+        for field in &observations {
+            if field.info.n_rows() != n_steps || n_steps == 0 {
+                let expected = if n_steps == 0 { "[steps, ..] with at least one step".to_owned() } else { expected() };
+                return Err(shape_error(&npz, &field.key, &field.info, expected));
+            }
+        }
+        let actions = match optional_key(&npz, map.actions.as_deref(), "actions")? {
+            Some(key) => {
+                let info = npz.info(key)?.clone();
+                if info.n_rows() != n_steps {
+                    return Err(shape_error(&npz, key, &info, expected()));
+                }
+                Some(Field { name: "actions".to_owned(), key: key.to_owned(), info })
+            }
+            None => None,
+        };
+        let episodes = match optional_key(&npz, map.episode_ends.as_deref(), "episode_ends")? {
+            Some(key) => read_episodes(&npz, key, n_steps)?,
+            None => std::iter::once(0..n_steps).collect(),
+        };
+        Ok(Self { npz, n_steps, observations, actions, episodes })
+    }
+
+    /// Steps of all episodes.
+    pub fn n_steps(&self) -> usize {
+        self.n_steps
+    }
+
+    /// The array behind each input, in the order of the inputs.
+    pub fn observations(&self) -> &[Field] {
+        &self.observations
+    }
+
+    /// The array of actions, if there is one.
+    pub fn actions(&self) -> Option<&Field> {
+        self.actions.as_ref()
+    }
+
+    /// Steps of each episode, in order, without gaps.
+    pub fn episodes(&self) -> &[Range<usize>] {
+        &self.episodes
+    }
+
+    /// The file, for arrays that are not demonstrations.
+    pub fn npz(&self) -> &Npz {
+        &self.npz
+    }
+
+    /// Streams one of [`Demos::observations`] or [`Demos::actions`]; NaN and
+    /// infinite numbers are errors that name the step.
+    pub fn stream(&self, field: &Field) -> Result<StepReader, DataError> {
+        let rows = self.npz.rows(&field.key)?;
+        Ok(StepReader { rows, path: self.npz.path().to_owned(), key: field.key.clone() })
+    }
+
+    /// Steps `steps` of one array, row after row, checked like [`Demos::stream`].
+    pub fn read(&self, field: &Field, steps: Range<usize>) -> Result<Vec<f32>, DataError> {
+        if steps.start > steps.end || steps.end > self.n_steps {
+            let (path, key) = (self.npz.path().to_owned(), field.key.clone());
+            return Err(DataError::Range { path, key, n_rows: self.n_steps, start: steps.start, end: steps.end });
+        }
+        let mut reader = self.stream(field)?;
+        reader.rows.skip(steps.start)?;
+        let mut out = Vec::new();
+        reader.next(steps.len(), &mut out)?;
+        Ok(out)
+    }
+}
+
+/// Streams steps and checks that every number is finite.
+#[derive(Debug)]
+pub struct StepReader {
+    rows: RowReader,
+    path: std::path::PathBuf,
+    key: String,
+}
+
+impl StepReader {
+    /// Appends up to `n_steps` steps; returns how many, 0 at the end.
+    pub fn next(&mut self, n_steps: usize, out: &mut Vec<f32>) -> Result<usize, DataError> {
+        let (first_row, old_len) = (self.rows.next_row(), out.len());
+        let n = self.rows.next_f32(n_steps, out)?;
+        let fresh = out.get(old_len..).unwrap_or_default();
+        match fresh.iter().position(|x| !x.is_finite()) {
+            None => Ok(n),
+            Some(at) => {
+                let row_len = self.rows.info().row_len().max(1);
+                Err(DataError::NotFinite {
+                    path: self.path.clone(),
+                    key: self.key.clone(),
+                    row: first_row + at / row_len,
+                    column: at % row_len,
+                    value: fresh.get(at).copied().unwrap_or(f32::NAN).into(),
+                })
+            }
+        }
+    }
+}
+
+fn key_of_input<'a>(npz: &Npz, name: &'a str, only_input: bool, map: &'a DemoMap) -> &'a str {
+    match map.inputs.get(name) {
+        Some(key) => key,
+        None if !npz.contains(name) && only_input && npz.contains("observations") => "observations",
+        None => name,
+    }
+}
+
+/// A key that the user named must exist, the usual one need not.
+fn optional_key<'a>(npz: &Npz, named: Option<&'a str>, usual: &'a str) -> Result<Option<&'a str>, DataError> {
+    match named {
+        Some(key) => npz.info(key).map(|_| Some(key)),
+        None => Ok(Some(usual).filter(|key| npz.contains(key))),
+    }
+}
+
+fn same_extents(a: &[usize], b: &[usize]) -> bool {
+    a.iter().filter(|&&extent| extent != 1).eq(b.iter().filter(|&&extent| extent != 1))
+}
+
+fn list(extents: &[usize]) -> String {
+    extents.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn shape_error(npz: &Npz, key: &str, info: &ArrayInfo, expected: String) -> DataError {
+    DataError::Shape { path: npz.path().to_owned(), key: key.to_owned(), found: info.shape.clone(), expected }
+}
+
+fn read_episodes(npz: &Npz, key: &str, n_steps: usize) -> Result<Vec<Range<usize>>, DataError> {
+    let info = npz.info(key)?;
+    // Ends ascend, so there are no more of them than steps.
+    if info.shape.len() != 1 || info.n_rows() == 0 || info.n_rows() > n_steps {
+        return Err(shape_error(npz, key, info, format!("[episodes], 1 to {n_steps} of them")));
+    }
+    let ends = npz.read_i64(key, 0..info.n_rows())?;
+    let error = |index: usize, found: i64| DataError::EpisodeEnds {
+        path: npz.path().to_owned(),
+        key: key.to_owned(),
+        n_steps,
+        index,
+        found,
+    };
+    let mut episodes = Vec::with_capacity(ends.len());
+    let mut start = 0;
+    for (index, &found) in ends.iter().enumerate() {
+        let end = usize::try_from(found).ok().filter(|&end| end > start && end <= n_steps);
+        let end = end.ok_or_else(|| error(index, found))?;
+        episodes.push(start..end);
+        start = end;
+    }
+    match ends.last() {
+        Some(&last) if start != n_steps => Err(error(ends.len() - 1, last)),
+        _ => Ok(episodes),
+    }
+}

@@ -1,0 +1,260 @@
+//! From the constants of a model to constants of the graph.
+//!
+//! The number of elements is checked against the data before anything is made
+//! of it. Small constants are copied; large ones stay in the mapped file and
+//! are read in ranges. 16-bit floats are widened on the way, `f64` is narrowed:
+//! the graph computes in `f32`.
+
+use std::{fmt, io};
+
+use half::{bf16, f16};
+use prost::bytes::Bytes;
+use qail_ir::{ConstData, ConstSource, Constant, DType, TensorType};
+
+use super::proto::{TensorProto, data_type};
+
+/// Constants up to this size are copied out of the file.
+const MAX_COPIED_BYTES: usize = 64 << 10;
+
+/// Most elements of a constant: 32 GiB of `f32`.
+const MAX_ELEMENTS: usize = 1 << 33;
+
+/// Highest rank of a tensor.
+pub(super) const MAX_RANK: usize = 16;
+
+/// A constant that the graph cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum TensorError {
+    /// It contradicts itself.
+    Invalid(String),
+    /// It is sound, but of a type that is not supported.
+    Unsupported(String),
+}
+
+/// Element type of the graph for an element type of ONNX, and whether numbers
+/// are widened or narrowed.
+pub(super) fn dtype(elem_type: i32) -> Option<(DType, bool)> {
+    match elem_type {
+        data_type::FLOAT => Some((DType::F32, false)),
+        data_type::FLOAT16 | data_type::BFLOAT16 | data_type::DOUBLE => Some((DType::F32, true)),
+        data_type::UINT8 => Some((DType::U8, false)),
+        data_type::INT32 => Some((DType::I32, false)),
+        data_type::INT64 => Some((DType::I64, false)),
+        data_type::BOOL => Some((DType::Bool, false)),
+        _ => None,
+    }
+}
+
+/// Makes a constant of `tensor`, whose bytes are `external` if they lie in
+/// another file.
+pub(super) fn constant(tensor: &TensorProto, external: Option<Bytes>) -> Result<Constant, TensorError> {
+    let shape = shape(&tensor.dims)?;
+    let (dtype, _) = dtype(tensor.data_type)
+        .ok_or_else(|| TensorError::Unsupported(format!("{} constants", data_type::name(tensor.data_type))))?;
+    let ty = TensorType::plain(dtype, shape);
+    let n = ty.n_elements();
+    let raw = match (external, &tensor.raw_data) {
+        (Some(bytes), _) => Some(bytes),
+        (None, Some(bytes)) if !bytes.is_empty() || n == 0 || typed_len(tensor) == 0 => Some(bytes.clone()),
+        (None, _) => None,
+    };
+    let data = match raw {
+        Some(bytes) => from_raw(tensor.data_type, n, bytes)?,
+        None => from_typed(tensor, n)?,
+    };
+    Ok(Constant { ty, data })
+}
+
+/// The extents of a tensor, checked.
+fn shape(dims: &[i64]) -> Result<Vec<usize>, TensorError> {
+    if dims.len() > MAX_RANK {
+        return Err(TensorError::Invalid(format!("rank {} is more than {MAX_RANK}", dims.len())));
+    }
+    let mut shape = Vec::with_capacity(dims.len());
+    let mut n = 1usize;
+    for &dim in dims {
+        // A list of no integers is how an exporter writes "no axes".
+        let zero = dim == 0 && dims.len() > 1;
+        let extent = usize::try_from(dim).ok().filter(|_| !zero);
+        let extent = extent.ok_or_else(|| TensorError::Invalid(format!("an extent is {dim} in {dims:?}")))?;
+        n = n
+            .checked_mul(extent)
+            .filter(|&n| n <= MAX_ELEMENTS)
+            .ok_or_else(|| TensorError::Invalid(format!("{dims:?} has more than {MAX_ELEMENTS} elements")))?;
+        shape.push(extent);
+    }
+    Ok(shape)
+}
+
+/// Bytes of one element in the file.
+fn size_bytes(elem_type: i32) -> usize {
+    match elem_type {
+        data_type::UINT8 | data_type::BOOL => 1,
+        data_type::FLOAT16 | data_type::BFLOAT16 => 2,
+        data_type::INT64 | data_type::DOUBLE => 8,
+        _ => 4,
+    }
+}
+
+fn mismatch(n: usize, found: usize, unit: &str) -> TensorError {
+    TensorError::Invalid(format!("{n} elements are declared, {found} {unit} are given"))
+}
+
+fn from_raw(elem_type: i32, n: usize, bytes: Bytes) -> Result<ConstData, TensorError> {
+    if n.checked_mul(size_bytes(elem_type)) != Some(bytes.len()) {
+        return Err(mismatch(n, bytes.len(), "bytes"));
+    }
+    let encoding = match elem_type {
+        data_type::FLOAT16 => Encoding::F16,
+        data_type::BFLOAT16 => Encoding::Bf16,
+        data_type::DOUBLE => Encoding::F64,
+        data_type::BOOL => Encoding::Bool,
+        _ => Encoding::Same,
+    };
+    let source = Mapped { bytes, encoding };
+    if source.bytes.len() > MAX_COPIED_BYTES {
+        return Ok(ConstData::Source(std::sync::Arc::new(source)));
+    }
+    let mut copied = vec![0; source.decoded_len()];
+    source.read(0, &mut copied).map_err(|error| TensorError::Invalid(error.to_string()))?;
+    Ok(ConstData::Bytes(copied.into()))
+}
+
+fn typed_len(tensor: &TensorProto) -> usize {
+    match tensor.data_type {
+        data_type::FLOAT => tensor.float_data.len(),
+        data_type::DOUBLE => tensor.double_data.len(),
+        data_type::INT64 => tensor.int64_data.len(),
+        _ => tensor.int32_data.len(),
+    }
+}
+
+fn from_typed(tensor: &TensorProto, n: usize) -> Result<ConstData, TensorError> {
+    if typed_len(tensor) != n {
+        return Err(mismatch(n, typed_len(tensor), "values"));
+    }
+    let ints = &tensor.int32_data;
+    let bytes: Vec<u8> = match tensor.data_type {
+        data_type::FLOAT => tensor.float_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        data_type::DOUBLE => tensor.double_data.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
+        data_type::INT64 => tensor.int64_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        data_type::FLOAT16 => ints.iter().flat_map(|&x| f16::from_bits(x as u16).to_f32().to_le_bytes()).collect(),
+        data_type::BFLOAT16 => ints.iter().flat_map(|&x| bf16::from_bits(x as u16).to_f32().to_le_bytes()).collect(),
+        data_type::BOOL => ints.iter().map(|&x| u8::from(x != 0)).collect(),
+        data_type::UINT8 => ints.iter().map(|&x| x as u8).collect(),
+        _ => ints.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    };
+    Ok(ConstData::Bytes(bytes.into()))
+}
+
+/// How elements lie in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    /// As in the graph.
+    Same,
+    /// IEEE 754 binary16, `f32` in the graph.
+    F16,
+    /// The upper half of an `f32`, `f32` in the graph.
+    Bf16,
+    /// `f64`, `f32` in the graph.
+    F64,
+    /// One byte, any number but zero is true.
+    Bool,
+}
+
+/// Elements that stay in a mapped file.
+struct Mapped {
+    bytes: Bytes,
+    encoding: Encoding,
+}
+
+impl fmt::Debug for Mapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mapped({} bytes, {:?})", self.bytes.len(), self.encoding)
+    }
+}
+
+impl Mapped {
+    /// Bytes in the file and in the graph of one element, for the encodings that differ.
+    fn sizes(&self) -> (usize, usize) {
+        match self.encoding {
+            Encoding::Same | Encoding::Bool => (1, 1),
+            Encoding::F16 | Encoding::Bf16 => (2, 4),
+            Encoding::F64 => (8, 4),
+        }
+    }
+
+    fn decoded_len(&self) -> usize {
+        let (stored, decoded) = self.sizes();
+        self.bytes.len() / stored * decoded
+    }
+}
+
+impl ConstSource for Mapped {
+    fn read(&self, start: u64, out: &mut [u8]) -> io::Result<()> {
+        let (stored, decoded) = self.sizes();
+        let start = usize::try_from(start).map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        if !start.is_multiple_of(decoded) || !out.len().is_multiple_of(decoded) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a read cuts through an element"));
+        }
+        let first = (start / decoded).checked_mul(stored);
+        let bytes = first.and_then(|first| {
+            let stop = first.checked_add((out.len() / decoded).checked_mul(stored)?)?;
+            self.bytes.get(first..stop)
+        });
+        let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        let elements = bytes.chunks_exact(stored).zip(out.chunks_exact_mut(decoded));
+        match self.encoding {
+            Encoding::Same => out.copy_from_slice(bytes),
+            Encoding::Bool => elements.for_each(|(from, to)| to.copy_from_slice(&[u8::from(from != [0])])),
+            Encoding::F16 => elements.for_each(|(from, to)| {
+                to.copy_from_slice(&f16::from_le_bytes([from[0], from[1]]).to_f32().to_le_bytes());
+            }),
+            Encoding::Bf16 => elements.for_each(|(from, to)| {
+                to.copy_from_slice(&bf16::from_le_bytes([from[0], from[1]]).to_f32().to_le_bytes());
+            }),
+            Encoding::F64 => elements.for_each(|(from, to)| {
+                let mut word = [0; 8];
+                word.copy_from_slice(from);
+                to.copy_from_slice(&(f64::from_le_bytes(word) as f32).to_le_bytes());
+            }),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_constants_stay_where_they_are_and_read_the_same() {
+        let elements: Vec<f32> = (0..20_000).map(|i| i as f32).collect();
+        let constant = constant(&TensorProto::f32("w", [200, 100], &elements), None).unwrap();
+        assert!(matches!(constant.data, ConstData::Source(_)));
+        assert_eq!(constant.all_f32().unwrap(), elements);
+        assert_eq!(constant.read_f32(777..779).unwrap(), [777.0, 778.0]);
+    }
+
+    #[test]
+    fn half_precision_is_widened_in_ranges() {
+        let bytes: Vec<u8> = (0..40_000).flat_map(|i| f16::from_f32(i as f32 / 64.0).to_le_bytes()).collect();
+        let tensor = TensorProto::raw("w", data_type::FLOAT16, [40_000], bytes);
+        let constant = constant(&tensor, None).unwrap();
+        assert!(matches!(constant.data, ConstData::Source(_)));
+        assert_eq!(constant.read_f32(64..66).unwrap(), [1.0, 1.015_625]);
+    }
+
+    #[test]
+    fn the_number_of_elements_must_fit_the_data() {
+        let mut tensor = TensorProto::f32("w", [2, 2], &[1.0; 3]);
+        let invalid = |reason: &str| TensorError::Invalid(reason.to_owned());
+        assert_eq!(constant(&tensor, None).unwrap_err(), invalid("4 elements are declared, 12 bytes are given"));
+        tensor.raw_data = None;
+        assert_eq!(constant(&tensor, None).unwrap_err(), invalid("4 elements are declared, 0 values are given"));
+        tensor.dims = vec![1 << 40, 1 << 40];
+        assert!(matches!(constant(&tensor, None), Err(TensorError::Invalid(_))));
+        tensor.dims = vec![2, -2];
+        assert_eq!(constant(&tensor, None).unwrap_err(), invalid("an extent is -2 in [2, -2]"));
+    }
+}

@@ -1,0 +1,9 @@
+//! The compiler as a library: what the command line is made of.
+
+pub mod cli;
+pub mod data;
+pub mod export;
+pub mod files;
+pub mod frontend;
+pub mod pipeline;
+pub mod report;

@@ -1,0 +1,128 @@
+//! Which recorded steps calibrate, and which ones judge.
+//!
+//! Split by episode, never by step: neighbouring steps are nearly the same
+//! observation, so a split by step would judge on what it calibrated on.
+
+use std::{collections::BTreeMap, ops::Range, path::Path};
+
+use qail_ir::{Elem, Graph, TensorType, interp::Tensor};
+
+use crate::data::{DataError, DemoMap, Demos, Field};
+
+/// Named tensors of one step.
+pub type Sample = BTreeMap<String, Tensor>;
+
+/// Recorded steps, read into memory: only those that were chosen.
+#[derive(Debug)]
+pub struct Demonstrations {
+    /// Steps to calibrate on, spread evenly.
+    pub calibration: Vec<Sample>,
+    /// Steps of other episodes, to judge on, spread evenly.
+    pub held_out: Vec<Sample>,
+    /// False if there is one episode only, so that both come from it.
+    pub split: bool,
+    /// Steps in the file.
+    pub n_steps: usize,
+    /// Episodes in the file.
+    pub n_episodes: usize,
+}
+
+/// Opens demonstrations for the inputs of a model.
+pub fn open(path: &Path, graph: &Graph, map: &DemoMap) -> Result<Demos, DataError> {
+    let inputs: Vec<(String, Vec<usize>)> = graph
+        .inputs()
+        .iter()
+        .map(|&id| {
+            let node = graph.node(id);
+            let mut extents = node.outputs.first().map(|ty| ty.shape.clone()).unwrap_or_default();
+            if graph.batch_axis == Some(0) && !extents.is_empty() {
+                extents.remove(0);
+            }
+            (node.name.clone(), extents)
+        })
+        .collect();
+    let inputs: Vec<(&str, &[usize])> = inputs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    Demos::open(path, &inputs, map)
+}
+
+impl Demonstrations {
+    /// Reads up to `n_calibration` and `n_held_out` steps. The last fifth of the
+    /// episodes, at least one, is held out.
+    pub fn read(demos: &Demos, graph: &Graph, n_calibration: usize, n_held_out: usize) -> Result<Self, DataError> {
+        let episodes = demos.episodes();
+        let split = episodes.len() >= 2;
+        let n_held_out_episodes = if split { (episodes.len() / 5).max(1) } else { 0 };
+        let (train, held) = episodes.split_at(episodes.len() - n_held_out_episodes);
+        let held = if split { held } else { train };
+        Ok(Self {
+            calibration: read_steps(demos, graph, &spread(train, n_calibration))?,
+            held_out: read_steps(demos, graph, &spread(held, n_held_out))?,
+            split,
+            n_steps: demos.n_steps(),
+            n_episodes: episodes.len(),
+        })
+    }
+}
+
+/// At most `n` steps of some episodes, evenly spread, ascending.
+fn spread(episodes: &[Range<usize>], n: usize) -> Vec<usize> {
+    let all: Vec<usize> = episodes.iter().cloned().flatten().collect();
+    let n = n.min(all.len());
+    (0..n).filter_map(|i| all.get(i * all.len() / n.max(1)).copied()).collect()
+}
+
+/// The given ascending steps, in one pass over each array.
+fn read_steps(demos: &Demos, graph: &Graph, steps: &[usize]) -> Result<Vec<Sample>, DataError> {
+    let mut samples: Vec<Sample> = steps.iter().map(|_| Sample::new()).collect();
+    for (field, &id) in demos.observations().iter().zip(graph.inputs()) {
+        let Some(ty) = graph.node(id).outputs.first() else { continue };
+        for (sample, row) in samples.iter_mut().zip(read_rows(demos, field, steps)?) {
+            sample.insert(field.name.clone(), tensor(ty, row));
+        }
+    }
+    Ok(samples)
+}
+
+/// Rows of one array at ascending steps; reads in blocks, keeps what is asked for.
+fn read_rows(demos: &Demos, field: &Field, steps: &[usize]) -> Result<Vec<Vec<f32>>, DataError> {
+    const BLOCK: usize = 256;
+    let row_len = field.info.row_len();
+    let mut reader = demos.stream(field)?;
+    let mut rows = Vec::with_capacity(steps.len());
+    let (mut block, mut first) = (Vec::new(), 0);
+    let mut wanted = steps.iter().copied().peekable();
+    while wanted.peek().is_some() {
+        block.clear();
+        let n = reader.next(BLOCK, &mut block)?;
+        if n == 0 {
+            break;
+        }
+        while let Some(step) = wanted.next_if(|&step| step < first + n) {
+            let start = (step - first) * row_len;
+            rows.push(block.get(start..start + row_len).unwrap_or_default().to_vec());
+        }
+        first += n;
+    }
+    Ok(rows)
+}
+
+/// One row as an input of the model.
+fn tensor(ty: &TensorType, row: Vec<f32>) -> Tensor {
+    if ty.elem == Elem::Plain(qail_ir::DType::F32) {
+        Tensor::f32(ty.shape.clone(), row)
+    } else {
+        Tensor::ints(ty.clone(), row.into_iter().map(|x| x as i64).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_spread_over_all_episodes() {
+        assert_eq!(spread(&[0..4, 6..10], 4), [0, 2, 6, 8]);
+        assert_eq!(spread(&[0..3], 10), [0, 1, 2]);
+        assert_eq!(spread(&[], 10), [0usize; 0]);
+    }
+}

@@ -1,0 +1,340 @@
+//! From a model file to the bytes of an artifact: the order of everything.
+//!
+//! ```text
+//! import -> passes (fold, fuse, fake-quant, calibrate, lower) -> codegen -> file
+//!                                                                 |
+//!                      teacher (the imported graph) <- compare <- session on the CPU
+//! ```
+//! Nothing here prints or reads the clock: progress goes to an [`Observer`].
+
+mod demonstrations;
+mod error;
+mod layers;
+
+use std::{io::Read, path::PathBuf};
+
+use qail_artifact::schema::{Layer, Provenance};
+use qail_ir::{
+    ConstData, Constant, Graph,
+    interp::{Interpreter, Tensor},
+};
+use qail_passes::{
+    Note, NoteKind, PassContext, PassManager, PipelineOptions, Precision, Samples, default_pipeline,
+    quant::LoweringReport,
+};
+use qail_runtime::{DeviceSpec, Session, TensorView, TensorViewMut};
+use sha2::{Digest, Sha256};
+
+pub use demonstrations::{Demonstrations, Sample, open as open_demos};
+pub use error::PipelineError;
+
+use crate::{
+    data::DemoMap,
+    frontend::{self, ImportOptions},
+    report::{OutputError, record_error},
+};
+
+/// Steps that the error against the teacher is measured on.
+const N_HELD_OUT: usize = 1000;
+
+/// What is built, from what.
+#[derive(Clone, Debug)]
+pub struct BuildOptions {
+    /// How to read the model.
+    pub import: ImportOptions,
+    /// Passes and their settings.
+    pub passes: PipelineOptions,
+    /// Recorded observations.
+    pub demos: Option<PathBuf>,
+    /// Which array is which input.
+    pub map: DemoMap,
+    /// Steps to calibrate on, at most.
+    pub n_calibration: usize,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+/// Who hears about the work.
+pub trait Observer {
+    /// Work done and work in all, of a named stage.
+    fn progress(&mut self, stage: &str, done: usize, all: usize);
+    /// The graph behind a pass.
+    fn after_pass(&mut self, pass: &str, graph: &Graph);
+}
+
+/// A model, quantized.
+#[derive(Debug)]
+pub struct Quantized {
+    /// The graph as imported, in full precision.
+    pub teacher: Graph,
+    /// The graph as it will run.
+    pub graph: Graph,
+    /// What `lower-quant` did, in integer precisions.
+    pub lowering: Option<LoweringReport>,
+    /// Remarks of the frontend.
+    pub notes: Vec<String>,
+    /// Remarks of the passes.
+    pub pass_notes: Vec<Note>,
+    /// The data, if there is any.
+    pub demonstrations: Option<Demonstrations>,
+    model_sha256: String,
+    data_sha256: String,
+}
+
+/// An artifact and what it was made from.
+#[derive(Debug)]
+pub struct Built {
+    /// The file.
+    pub bytes: Vec<u8>,
+    /// The model.
+    pub quantized: Quantized,
+}
+
+/// Imports a model and runs the passes of its precision.
+///
+/// # Errors
+/// Everything that is wrong with the model or the data, and integer precisions
+/// without data.
+pub fn quantize(
+    model: &std::path::Path,
+    options: &BuildOptions,
+    observer: &mut dyn Observer,
+) -> Result<Quantized, PipelineError> {
+    let imported = frontend::import(model, &options.import)?;
+    let teacher = imported.graph;
+    if options.passes.precision.needs_data() && options.demos.is_none() {
+        return Err(PipelineError::NeedsData { precision: options.passes.precision });
+    }
+    let (demonstrations, data_sha256) = match &options.demos {
+        Some(path) => {
+            let demos = demonstrations::open(path, &teacher, &options.map)?;
+            let read = Demonstrations::read(&demos, &teacher, options.n_calibration, N_HELD_OUT)?;
+            (Some(read), sha256_of(path)?)
+        }
+        None => (None, String::new()),
+    };
+    observer.after_pass("import", &teacher);
+    let samples = demonstrations.as_ref().map(|demonstrations| &demonstrations.calibration as &dyn Samples);
+    let passed = run_passes(&teacher, samples, options, observer)?;
+    Ok(Quantized {
+        teacher,
+        graph: passed.graph,
+        lowering: passed.lowering,
+        notes: imported.notes,
+        pass_notes: passed.notes,
+        demonstrations,
+        model_sha256: imported.sha256,
+        data_sha256,
+    })
+}
+
+/// What the passes of a precision leave.
+struct Passed {
+    graph: Graph,
+    lowering: Option<LoweringReport>,
+    notes: Vec<Note>,
+}
+
+fn run_passes(
+    teacher: &Graph,
+    samples: Option<&dyn Samples>,
+    options: &BuildOptions,
+    observer: &mut dyn Observer,
+) -> Result<Passed, PipelineError> {
+    let mut graph = teacher.clone();
+    let observer = std::cell::RefCell::new(observer);
+    let mut cx = PassContext { samples, seed: options.seed, ..PassContext::new() };
+    cx.progress = Some(Box::new(|pass, done, all| observer.borrow_mut().progress(pass, done, all)));
+    PassManager::new(default_pipeline(&options.passes)).run_with(&mut graph, &mut cx, &mut |pass, _, graph| {
+        observer.borrow_mut().after_pass(pass.name(), graph);
+    })?;
+    Ok(Passed { graph, lowering: cx.lowering.take(), notes: std::mem::take(&mut cx.notes) })
+}
+
+/// A model that can be compiled.
+#[derive(Debug)]
+pub struct Checked {
+    /// What would be built, for example `w4a4+e8+o16`.
+    pub precision: String,
+    /// Layers, as the report of a build would list them.
+    pub layers: Vec<Layer>,
+    /// Remarks of the frontend.
+    pub notes: Vec<String>,
+    /// True if compiling needs recorded observations.
+    pub needs_data: bool,
+}
+
+/// Goes all the way to kernels without data: two seeded random observations
+/// stand in for recorded ones, so that every pass and kernel is tried. Their
+/// ranges are thrown away.
+///
+/// # Errors
+/// Whatever [`compile`] would say about the model.
+pub fn check(model: &std::path::Path, options: &BuildOptions) -> Result<Checked, PipelineError> {
+    let imported = frontend::import(model, &options.import)?;
+    let samples: Vec<Sample> = (0..2).map(|seed| random_sample(&imported.graph, seed)).collect::<Result<_, _>>()?;
+    let passed = run_passes(&imported.graph, Some(&samples), options, &mut Silent)?;
+    qail_codegen::build(&passed.graph, &qail_codegen::BuildOptions::default())?;
+    Ok(Checked {
+        precision: options.passes.effective(),
+        layers: layers::layers(&passed.graph, passed.lowering.as_ref()),
+        notes: imported.notes,
+        needs_data: options.passes.precision.needs_data(),
+    })
+}
+
+/// An observer that is not interested.
+struct Silent;
+
+impl Observer for Silent {
+    fn progress(&mut self, _: &str, _: usize, _: usize) {}
+    fn after_pass(&mut self, _: &str, _: &Graph) {}
+}
+
+/// A seeded random value for every input.
+fn random_sample(graph: &Graph, seed: u64) -> Result<Sample, PipelineError> {
+    let inputs = graph.inputs().iter().map(|&id| {
+        let node = graph.node(id);
+        let ty = node.outputs.first().ok_or_else(|| PipelineError::internal("an input has no type"))?.clone();
+        let constant = Constant { ty, data: ConstData::Rand(seed) };
+        let tensor =
+            Tensor::from_constant(&constant).map_err(|_| PipelineError::internal("random numbers cannot be read"))?;
+        Ok((node.name.clone(), tensor))
+    });
+    inputs.collect()
+}
+
+/// Compiles a model: [`quantize`], then kernels, then the file, whose error
+/// against the teacher is measured on held-out episodes by running it.
+///
+/// # Errors
+/// As [`quantize`], and graphs that have no plan.
+pub fn compile(
+    model: &std::path::Path,
+    options: &BuildOptions,
+    observer: &mut dyn Observer,
+) -> Result<Built, PipelineError> {
+    let quantized = quantize(model, options, observer)?;
+    let mut plan = qail_codegen::build(&quantized.graph, &qail_codegen::BuildOptions::default())?;
+    let manifest = &mut plan.manifest;
+    manifest.name = model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    manifest.precision = options.passes.effective();
+    manifest.metadata = quantized.teacher.metadata.clone();
+    manifest.layers = layers::layers(&quantized.graph, quantized.lowering.as_ref());
+    manifest.provenance = Some(Provenance {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        model_sha256: quantized.model_sha256.clone(),
+        data_sha256: quantized.data_sha256.clone(),
+        flags: flags(options),
+        seed: options.seed,
+        method: if options.passes.precision == Precision::F32 { "none" } else { "ptq" }.to_owned(),
+        reproducible: true,
+        // Nothing that quantization computes depends on the instruction set.
+        isa: "any".to_owned(),
+    });
+    let mut bytes = plan.to_file()?;
+    let held_out = quantized.demonstrations.as_ref().map(|d| d.held_out.as_slice()).unwrap_or_default();
+    if !held_out.is_empty() {
+        for error in compare(&quantized.teacher, &bytes, held_out, observer)? {
+            record_error(&mut plan.manifest, &error);
+        }
+        bytes = plan.to_file()?;
+    }
+    Ok(Built { bytes, quantized })
+}
+
+/// Runs the artifact and the teacher on the same steps.
+fn compare(
+    teacher: &Graph,
+    bytes: &[u8],
+    samples: &[Sample],
+    observer: &mut dyn Observer,
+) -> Result<Vec<OutputError>, PipelineError> {
+    let judge = Interpreter::new(teacher)?;
+    let mut session = Session::load(bytes, DeviceSpec::Cpu(None))?;
+    let ports = session.inputs().to_vec();
+    let names: Vec<String> = session.outputs().iter().map(|port| port.name.clone()).collect();
+    let mut rooms: Vec<Vec<f32>> = session.outputs().iter().map(|port| vec![0.0; port.elements()]).collect();
+    let mut errors: Vec<OutputError> = names
+        .iter()
+        .map(|name| OutputError { name: name.clone(), mse: 0.0, max: 0.0, teacher_rms: 0.0, n_samples: samples.len() })
+        .collect();
+    let mut n_elements = vec![0usize; names.len()];
+    for (i, sample) in samples.iter().enumerate() {
+        observer.progress("compare", i, samples.len());
+        let expected = judge.run(sample)?;
+        let mut inputs = Vec::with_capacity(ports.len());
+        for port in &ports {
+            let tensor = sample.get(&port.name).ok_or_else(|| PipelineError::internal("an input has no sample"))?;
+            inputs.push(view(tensor).ok_or_else(|| PipelineError::internal("an input is not of a plain type"))?);
+        }
+        let mut views: Vec<TensorViewMut<'_>> = rooms.iter_mut().map(|room| TensorViewMut::F32(room)).collect();
+        session.run(&inputs, &mut views)?;
+        for ((error, room), n) in errors.iter_mut().zip(&rooms).zip(&mut n_elements) {
+            let teacher = expected.get(&error.name).and_then(|tensor| tensor.as_f32());
+            let teacher = teacher.ok_or_else(|| PipelineError::internal("an output has no teacher"))?;
+            for (&y, &t) in room.iter().zip(teacher) {
+                let difference = f64::from(y) - f64::from(t);
+                error.mse += difference * difference;
+                error.max = error.max.max(difference.abs());
+                error.teacher_rms += f64::from(t) * f64::from(t);
+            }
+            *n += room.len();
+        }
+    }
+    for (error, &n) in errors.iter_mut().zip(&n_elements) {
+        error.mse /= n.max(1) as f64;
+        error.teacher_rms = (error.teacher_rms / n.max(1) as f64).sqrt();
+    }
+    Ok(errors)
+}
+
+/// A sample as an input of a session.
+fn view(tensor: &qail_ir::interp::Tensor) -> Option<TensorView<'_>> {
+    tensor.as_f32().map(TensorView::F32)
+}
+
+/// Flags that change the result, in a fixed order.
+fn flags(options: &BuildOptions) -> Vec<String> {
+    let mut flags = vec![format!("bits={}", options.passes.precision)];
+    if options.passes.precision != Precision::F32 {
+        flags.push(format!("edge-bits={}", options.passes.edge_bits));
+    }
+    if options.passes.precision.needs_data() {
+        flags.push(format!("observer={}", options.passes.calibrate.observer));
+        flags.push(format!("calibration-samples={}", options.n_calibration));
+    }
+    flags.extend(options.import.dims.iter().map(|(name, extent)| format!("dim:{name}={extent}")));
+    flags.extend(options.import.outputs.iter().flatten().map(|name| format!("output={name}")));
+    flags.extend(options.map.inputs.iter().map(|(input, key)| format!("map:{input}={key}")));
+    flags
+}
+
+/// SHA-256 of a file, or of the files of a folder in the order of their names.
+fn sha256_of(path: &std::path::Path) -> Result<String, PipelineError> {
+    let failed = |source| PipelineError::Read { path: path.to_owned(), source };
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(failed)?;
+        files = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(failed)?;
+        files.sort();
+    }
+    let mut hash = Sha256::new();
+    for file in files.iter().filter(|file| file.is_file()) {
+        let mut reader = std::fs::File::open(file).map_err(failed)?;
+        let mut block = vec![0; 1 << 16];
+        loop {
+            let n = reader.read(&mut block).map_err(failed)?;
+            if n == 0 {
+                break;
+            }
+            hash.update(block.get(..n).unwrap_or_default());
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Notes that a user should see without asking: everything but declined rewrites.
+pub fn is_important(note: &Note) -> bool {
+    note.kind != NoteKind::Declined
+}

@@ -1,0 +1,140 @@
+//! What a user sees: stdout, stderr, exit code.
+
+use std::{path::Path, process::Command};
+
+use insta::assert_snapshot;
+
+/// Runs `qailc` in a folder; paths of this machine become `$DIR` and `$POLICIES`.
+fn qailc(folder: &Path, args: &[&str]) -> String {
+    let policies = qail_fixtures::root().join("policies");
+    let args: Vec<String> = args.iter().map(|arg| arg.replace("$POLICIES", &policies.to_string_lossy())).collect();
+    let output = Command::new(env!("CARGO_BIN_EXE_qailc")).args(&args).current_dir(folder).output().unwrap();
+    let mut text = format!("exit {}\n", output.status.code().unwrap_or(-1));
+    for (name, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
+        if !bytes.is_empty() {
+            text.push_str(&format!("--- {name}\n{}", String::from_utf8_lossy(bytes)));
+        }
+    }
+    // Rows of a table end in padding.
+    let text: Vec<&str> = text.lines().map(str::trim_end).collect();
+    text.join("\n").replace(&*policies.to_string_lossy(), "$POLICIES").replace(&*folder.to_string_lossy(), "$DIR")
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+const EXPERT: &str = "$POLICIES/hopper/hopper_expert.onnx";
+const DEMOS: &str = "$POLICIES/hopper/hopper_demos.npz";
+
+#[test]
+fn check_says_what_is_ready() {
+    assert_snapshot!(qailc(folder().path(), &["check", EXPERT, "-b", "w4a4"]));
+}
+
+#[test]
+fn compile_reports_layers_sizes_and_error() {
+    let folder = folder();
+    let args = ["compile", EXPERT, "-b", "w4a4", "--demos", DEMOS, "--calibration-samples", "256", "-o", "hopper.qail"];
+    assert_snapshot!(qailc(folder.path(), &args));
+    assert_snapshot!("inspect_shows_the_same_report", qailc(folder.path(), &["inspect", "hopper.qail", "--plan"]));
+    assert_snapshot!(
+        "run_prints_actions",
+        qailc(folder.path(), &["run", "hopper.qail", "--input", DEMOS, "--rows", "3"])
+    );
+    assert_snapshot!(
+        "run_writes_a_file",
+        qailc(
+            folder.path(),
+            &["run", "hopper.qail", "--input", DEMOS, "--rows", "3", "-o", "a.npz", "--device", "cpu:generic"]
+        )
+    );
+    assert_snapshot!(
+        "an_unknown_device_is_refused",
+        qailc(folder.path(), &["run", "hopper.qail", "--input", DEMOS, "--device", "cuda"])
+    );
+    assert_snapshot!(
+        "a_wrong_key_is_named",
+        qailc(folder.path(), &["run", "hopper.qail", "--input", DEMOS, "--map", "obs=observation.state"])
+    );
+    let mut bytes = std::fs::read(folder.path().join("hopper.qail")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(folder.path().join("damaged.qail"), &bytes).unwrap();
+    assert_snapshot!("a_damaged_artifact_is_refused", qailc(folder.path(), &["inspect", "damaged.qail"]));
+    assert_snapshot!(
+        "an_unwritable_output_is_refused",
+        qailc(folder.path(), &["run", "hopper.qail", "--input", DEMOS, "--rows", "1", "-o", "missing/a.npz"])
+    );
+    let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(files.len(), 3, "half-written files: {files:?}");
+}
+
+#[test]
+fn quantized_activations_need_data() {
+    assert_snapshot!(qailc(folder().path(), &["compile", EXPERT, "-b", "w4a4"]));
+}
+
+#[test]
+fn float_precisions_need_none() {
+    assert_snapshot!(qailc(folder().path(), &["compile", EXPERT, "-b", "w4a16", "-o", "hopper.qail"]));
+}
+
+#[test]
+fn a_model_that_is_none_is_invalid_input() {
+    let folder = folder();
+    std::fs::write(folder.path().join("model.onnx"), b"not a model").unwrap();
+    assert_snapshot!(qailc(folder.path(), &["check", "model.onnx"]));
+    assert_snapshot!("a_missing_model_is_invalid_input", qailc(folder.path(), &["check", "missing.onnx"]));
+}
+
+#[test]
+fn data_that_is_none_is_invalid_input() {
+    let folder = folder();
+    std::fs::write(folder.path().join("demos.npz"), b"PK not a zip").unwrap();
+    assert_snapshot!(qailc(folder.path(), &["compile", EXPERT, "--demos", "demos.npz", "-o", "a.qail"]));
+    assert!(!folder.path().join("a.qail").exists());
+}
+
+#[test]
+fn opt_prints_the_graph() {
+    assert_snapshot!(qailc(folder().path(), &["opt", EXPERT, "--passes", "fold-normalizer,fuse-linear-act"]));
+    assert_snapshot!(
+        "an_unknown_pass_is_refused",
+        qailc(folder().path(), &["opt", EXPERT, "--passes", "fold-everything"])
+    );
+    assert_snapshot!("opt_lists_passes", qailc(folder().path(), &["opt", "--list", "x"]));
+}
+
+#[test]
+fn the_model_is_never_overwritten() {
+    let folder = folder();
+    std::fs::copy(qail_fixtures::root().join("policies/hopper/hopper_expert.onnx"), folder.path().join("m.onnx"))
+        .unwrap();
+    let args = ["compile", "m.onnx", "-b", "f32", "-o", "m.onnx"];
+    assert_snapshot!(qailc(folder.path(), &args));
+}
+
+#[test]
+fn failures_are_json_too() {
+    assert_snapshot!(qailc(folder().path(), &["--json", "check", "missing.onnx"]));
+}
+
+/// Everything a user might type that makes no sense ends with code 2.
+#[test]
+fn usage_errors_end_with_code_2() {
+    for args in
+        [&["compile"][..], &["compile", EXPERT, "-b", "w3a3"], &["frobnicate"], &["check", EXPERT, "--dim", "batch"]]
+    {
+        assert!(qailc(folder().path(), args).starts_with("exit 2"), "{args:?}");
+    }
+}
+
+#[test]
+fn check_takes_less_than_a_second() {
+    // The limit is for an optimized build on an idle machine; ten times as much
+    // still catches work that does not belong there.
+    let start = std::time::Instant::now();
+    assert!(qailc(folder().path(), &["check", "$POLICIES/legged/playground_go1.onnx"]).starts_with("exit 0"));
+    assert!(start.elapsed().as_secs_f64() < 10.0, "{:?}", start.elapsed());
+}

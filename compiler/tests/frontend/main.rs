@@ -1,0 +1,11 @@
+//! Models in, graphs out: real policies against reference outputs, each
+//! operator in each of its forms, and files that mean harm.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests are tests.
+
+mod hostile;
+mod models;
+mod node_cases;
+mod ops;
+mod policies;
+mod requests;

@@ -1,0 +1,60 @@
+//! ONNX Runtime as the judge of the whole way: compile, run, export, compare.
+//!
+//! `QAILC_PYTHON` names a Python with `fixtures/oracles/requirements.txt`; the
+//! test script of the repository sets it. Without it these tests say that they
+//! did not run. `QAILC_STATES` says on how many recorded states.
+
+use std::{path::Path, process::Command};
+
+/// Runs a program and hands back what it said; fails if it does.
+fn run(program: &Path, args: &[String]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{} {args:?}\n{said}", program.display());
+    said
+}
+
+fn agrees_with_onnx_runtime(policy: &str, demos: &str) {
+    let Some(python) = std::env::var_os("QAILC_PYTHON") else {
+        eprintln!("QAILC_PYTHON is not set: exports of {policy} are NOT checked");
+        return;
+    };
+    let n_states = std::env::var("QAILC_STATES").unwrap_or_else(|_| "2000".to_owned());
+    let root = qail_fixtures::root();
+    let policies = root.join("policies");
+    let (model, demos) = (policies.join(policy), policies.join(demos));
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let qailc = Path::new(env!("CARGO_BIN_EXE_qailc"));
+    let strings = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect::<Vec<String>>();
+    let (model, demos) = (&*model.to_string_lossy(), &*demos.to_string_lossy());
+    for (bits, edge_bits) in [("w8a8", "8"), ("w4a8", "8"), ("w4a4", "8"), ("w4a4", "4")] {
+        let quant = ["-b", bits, "--edge-bits", edge_bits, "--demos", demos, "--calibration-samples", "512"];
+        let artifact = path("p.qail");
+        let compile = [&["compile", model][..], &quant, &["-o", &artifact]].concat();
+        run(qailc, &strings(&compile));
+        let (actions, codes) = (path("actions.npz"), path("codes.npz"));
+        let rows = ["--rows", &n_states, "--dump-codes", &codes, "-o", &actions];
+        run(qailc, &strings(&[&["run", &artifact, "--input", demos][..], &rows].concat()));
+        for format in ["exact", "qdq"] {
+            let export = path("e.onnx");
+            let form = ["--format", format, "--expose", "-o", &export];
+            run(qailc, &strings(&[&["export", model][..], &quant, &form].concat()));
+            let script = root.join("oracles").join(format!("check_{format}.py"));
+            let data = ["--states", demos, "--codes", &codes, "--actions", &actions];
+            let said =
+                run(Path::new(&python), &strings(&[&[&*script.to_string_lossy(), &*export][..], &data].concat()));
+            println!("{policy} {bits} e{edge_bits} {format}\n{said}");
+        }
+    }
+}
+
+#[test]
+fn onnx_runtime_agrees_on_hopper() {
+    agrees_with_onnx_runtime("hopper/hopper_expert.onnx", "hopper/hopper_demos.npz");
+}
+
+#[test]
+fn onnx_runtime_agrees_on_halfcheetah() {
+    agrees_with_onnx_runtime("halfcheetah/halfcheetah_expert.onnx", "halfcheetah/halfcheetah_demos.npz");
+}
