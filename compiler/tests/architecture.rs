@@ -3,6 +3,8 @@
 //! Each row of the tables is an invariant of `ARCHITECTURE.md`; what is absent
 //! matters more than what is there.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};

@@ -1,5 +1,7 @@
 //! What a user sees: stdout, stderr, exit code.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
+
 use std::{path::Path, process::Command};
 
 use insta::assert_snapshot;

@@ -6,6 +6,8 @@
 //! (default 400); the slow suite takes 10,000. `QAILC_REQUIRE_ADAPTERS` says how
 //! many Vulkan drivers must be there; without it a machine without any is fine.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
+
 use std::collections::BTreeMap;
 
 use qail_ir::{

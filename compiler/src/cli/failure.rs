@@ -49,15 +49,17 @@ pub struct Failure {
 impl Failure {
     /// A failure with the chain of an error as its causes.
     pub fn new(exit: Exit, context: impl Into<String>, error: &(dyn Error + 'static)) -> Self {
-        let mut causes = vec![error.to_string()];
+        let context = context.into();
+        let mut causes = vec![context.clone(), error.to_string()];
         let mut source = error.source();
         while let Some(error) = source {
             causes.push(error.to_string());
             source = error.source();
         }
-        // A transparent wrapper repeats its source.
+        // A transparent wrapper repeats its source, a plain error its context.
         causes.dedup();
-        Self { exit, context: context.into(), causes, help: None }
+        causes.remove(0);
+        Self { exit, context, causes, help: None }
     }
 
     /// A failure that is its own explanation.

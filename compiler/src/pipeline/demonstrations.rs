@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn steps_are_spread_over_all_episodes() {
         assert_eq!(spread(&[0..4, 6..10], 4), [0, 2, 6, 8]);
-        assert_eq!(spread(&[0..3], 10), [0, 1, 2]);
+        assert_eq!(spread(std::slice::from_ref(&(0..3)), 10), [0, 1, 2]);
         assert_eq!(spread(&[], 10), [0usize; 0]);
     }
 }
