@@ -10,27 +10,27 @@
 //! `quantize-weights` is the path with float activations. What they share is
 //! in [`quant`].
 
-mod calibrate;
-mod canonicalize;
+pub mod calibrate;
+pub mod canonicalize;
 mod context;
-mod correct_bias;
-mod eliminate_dead_code;
+pub mod correct_bias;
+pub mod eliminate_dead_code;
 mod error;
-mod fold_constants;
-mod fold_entry_steps;
-mod fold_normalizer;
-mod fuse_linear_act;
-mod insert_fake_quant;
-mod lift_silu;
-mod lower_quant;
+pub mod fold_constants;
+pub mod fold_entry_steps;
+pub mod fold_normalizer;
+pub mod fuse_linear_act;
+pub mod insert_fake_quant;
+pub mod lift_silu;
+pub mod lower_quant;
 mod manager;
-mod merge_linear_bias;
-mod optimize_rounding;
+pub mod merge_linear_bias;
+pub mod optimize_rounding;
 mod options;
 pub mod pipeline;
 mod precision;
 pub mod quant;
-mod quantize_weights;
+pub mod quantize_weights;
 pub mod registry;
 mod rewrite;
 mod samples;
