@@ -1,6 +1,6 @@
 //! `qailc compile`: from a model to an artifact and a report.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 use qail_artifact::Artifact;
@@ -114,9 +114,7 @@ impl Observer for Watcher<'_> {
             if let Some((_, bar)) = self.bar.take() {
                 bar.finish_and_clear();
             }
-            let bar = self.terminal.bar(all as u64, stage);
-            bar.enable_steady_tick(Duration::from_millis(100));
-            self.bar = Some((stage.to_owned(), bar));
+            self.bar = Some((stage.to_owned(), self.terminal.bar(all as u64, stage)));
         }
         if let Some((_, bar)) = &self.bar {
             bar.set_length(all as u64);
