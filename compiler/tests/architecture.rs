@@ -13,11 +13,12 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("qail-ir", &[]),
     ("qail-passes", &["qail-ir"]),
+    ("qail-train", &["qail-ir", "qail-passes"]),
     ("qail-artifact", &[]),
     ("qail-codegen", &["qail-ir", "qail-artifact"]),
     ("qail-runtime", &["qail-artifact"]),
     ("qail-fixtures", &[]),
-    ("qailc", &["qail-ir", "qail-passes", "qail-artifact", "qail-codegen", "qail-runtime"]),
+    ("qailc", &["qail-ir", "qail-passes", "qail-train", "qail-artifact", "qail-codegen", "qail-runtime"]),
 ];
 
 /// External crate, and the only crates of this workspace that may know it.
@@ -27,6 +28,7 @@ const KNOWN_ONLY_BY: &[(&str, &[&str])] = &[
     ("naga", &["qail-codegen"]),
     ("wgpu", &["qail-runtime"]),
     ("tract-onnx", &["qailc"]),
+    ("gemm", &["qail-train"]),
     ("serde", &["qailc"]),
     ("serde_json", &["qailc"]),
     ("clap", &["qailc"]),
