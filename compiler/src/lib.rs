@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod data;
+pub mod elements;
 pub mod export;
 pub mod files;
 pub mod frontend;

@@ -19,16 +19,8 @@ use qail_runtime::{DeviceSpec, GpuBackend, GpuSpec, Isa, LoadOptions, Session, T
 use qailc::{
     data::{DemoMap, Demos},
     frontend::ImportOptions,
-    pipeline::{self, BuildOptions, Built, Sample},
+    pipeline::{self, BuildOptions, Built, Sample, Silent},
 };
-
-/// Hears nothing.
-struct Silent;
-
-impl pipeline::Observer for Silent {
-    fn progress(&mut self, _: &str, _: usize, _: usize) {}
-    fn after_pass(&mut self, _: &str, _: &Graph) {}
-}
 
 /// A policy with recorded states.
 struct Case {

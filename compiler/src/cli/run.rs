@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
-use qail_runtime::{ArtifactBytes, DeviceSpec, LoadOptions, PortInfo, Session, Storage, TensorView, TensorViewMut};
+use qail_runtime::{ArtifactBytes, DeviceSpec, LoadOptions, PortInfo, Session, TensorView, TensorViewMut};
 
 use super::{Exit, Failure, Terminal, args::Pair};
-use crate::data::{DemoMap, Demos, Element, NpzWriter, StepReader};
+use crate::{
+    data::{DemoMap, Demos, NpzWriter, StepReader},
+    elements::Elements,
+};
 
 /// Flags of the subcommand.
 #[derive(Debug, clap::Args)]
@@ -84,28 +87,30 @@ struct Recorded {
 
 impl Recorded {
     fn open(path: &std::path::Path, ports: &[PortInfo], map: &DemoMap) -> Result<Self, crate::data::DataError> {
-        // The first axis of every input is the batch, of extent 1.
-        let extents = |port: &PortInfo| port.shape.get(1..).map(<[usize]>::to_vec).unwrap_or_default();
-        let inputs: Vec<(&str, Vec<usize>)> = ports.iter().map(|port| (port.name.as_str(), extents(port))).collect();
-        let inputs: Vec<(&str, &[usize])> = inputs.iter().map(|(name, shape)| (*name, shape.as_slice())).collect();
+        let inputs: Vec<(&str, &[usize])> = ports.iter().map(|port| (port.name.as_str(), extents(port))).collect();
         let demos = Demos::open(path, &inputs, map)?;
         let streams = demos.observations().iter().map(|field| demos.stream(field)).collect::<Result<_, _>>()?;
         Ok(Self { streams, n_steps: demos.n_steps() })
     }
 }
 
+/// Extents of one step: a leading axis of extent 1 is the batch.
+fn extents(port: &PortInfo) -> &[usize] {
+    port.shape.strip_prefix(&[1]).unwrap_or(&port.shape)
+}
+
 /// What a run of many steps leaves.
 struct Results {
-    outputs: Vec<Array<f32>>,
-    codes: Vec<Array<i32>>,
+    outputs: Vec<Array>,
+    codes: Vec<Array>,
 }
 
 /// Values of one tensor, step after step.
-struct Array<T> {
+struct Array {
     name: String,
     /// Extents of one step.
     shape: Vec<usize>,
-    values: Vec<T>,
+    values: Elements,
 }
 
 fn run_steps(
@@ -115,44 +120,37 @@ fn run_steps(
     dump: bool,
     terminal: &Terminal,
 ) -> Result<Results, Failure> {
-    let ports: Vec<PortInfo> = session.inputs().to_vec();
-    let array = |port: &PortInfo| Array {
-        name: port.name.clone(),
-        shape: port.shape.get(1..).map(<[usize]>::to_vec).unwrap_or_default(),
-        values: Vec::new(),
+    let mut given = session.inputs().iter().map(room).collect::<Result<Vec<_>, _>>()?;
+    let mut found = session.outputs().iter().map(room).collect::<Result<Vec<_>, _>>()?;
+    let array = |(port, room): (&PortInfo, &Elements)| {
+        let mut values = room.clone();
+        values.clear();
+        Array { name: port.name.clone(), shape: extents(port).to_vec(), values }
     };
-    let mut outputs: Vec<Array<f32>> = session.outputs().iter().map(array).collect();
-    let mut rooms: Vec<Vec<f32>> = session.outputs().iter().map(|port| vec![0.0; port.elements()]).collect();
+    let mut outputs: Vec<Array> = session.outputs().iter().zip(&found).map(array).collect();
     let names: Vec<String> = if dump { session.tensor_names().map(str::to_owned).collect() } else { Vec::new() };
-    let mut codes: Vec<Array<i32>> =
-        names.into_iter().map(|name| Array { name, shape: Vec::new(), values: Vec::new() }).collect();
-    if let Some(port) = session.outputs().iter().find(|port| port.storage != Storage::F32) {
-        let message = format!("output `{}` holds {:?}, and only f32 outputs can be written", port.name, port.storage);
-        return Err(Failure::plain(Exit::Unsupported, message));
-    }
-    let mut given: Vec<Given> = ports.iter().map(|port| Given::new(port.storage)).collect();
+    let mut codes: Vec<Array> =
+        names.into_iter().map(|name| Array { name, shape: Vec::new(), values: Elements::I32(Vec::new()) }).collect();
     let bar = terminal.bar(n_steps as u64, "run");
     for step in 0..n_steps {
         for (stream, given) in recorded.streams.iter_mut().zip(&mut given) {
-            given.row.clear();
-            stream.next(1, &mut given.row).map_err(|error| {
+            given.read(stream).map_err(|error| {
                 Failure::new(Exit::InvalidInput, format!("cannot read step {step} of the observations"), &error)
             })?;
-            given.convert();
         }
-        let inputs: Vec<TensorView<'_>> = given.iter().map(Given::view).collect();
-        let mut views: Vec<TensorViewMut<'_>> = rooms.iter_mut().map(|room| TensorViewMut::F32(room)).collect();
+        let inputs: Vec<TensorView<'_>> = given.iter().map(Elements::view).collect();
+        let mut views: Vec<TensorViewMut<'_>> = found.iter_mut().map(Elements::view_mut).collect();
         session
             .run(&inputs, &mut views)
             .map_err(|error| super::failure::of_run(&format!("step {step} failed"), &error))?;
-        for (output, room) in outputs.iter_mut().zip(&rooms) {
-            output.values.extend_from_slice(room);
+        for (output, found) in outputs.iter_mut().zip(&found) {
+            output.values.append(found);
         }
         for array in &mut codes {
             // Float tensors have no codes.
             if let Ok(values) = session.read_codes(&array.name) {
                 array.shape = vec![values.len()];
-                array.values.extend(values);
+                array.values.append(&Elements::I32(values));
             }
         }
         bar.inc(1);
@@ -162,50 +160,21 @@ fn run_steps(
     Ok(Results { outputs, codes })
 }
 
-/// One input of one step, in the type that the session takes.
-struct Given {
-    storage: Storage,
-    row: Vec<f32>,
-    bytes: Vec<u8>,
-    i64s: Vec<i64>,
+/// Room for one value of an input or output.
+fn room(port: &PortInfo) -> Result<Elements, Failure> {
+    Elements::zeros(port).ok_or_else(|| {
+        let message =
+            format!("`{}` holds codes of type {:?}, and only plain numbers are handed over", port.name, port.storage);
+        Failure::plain(Exit::Unsupported, message)
+    })
 }
 
-impl Given {
-    fn new(storage: Storage) -> Self {
-        Self { storage, row: Vec::new(), bytes: Vec::new(), i64s: Vec::new() }
-    }
-
-    fn convert(&mut self) {
-        match self.storage {
-            Storage::U8 => {
-                self.bytes.clear();
-                self.bytes.extend(self.row.iter().map(|&x| x as u8));
-            }
-            Storage::I64 => {
-                self.i64s.clear();
-                self.i64s.extend(self.row.iter().map(|&x| x as i64));
-            }
-            Storage::Unspecified | Storage::F32 | Storage::I32 | Storage::I8 | Storage::I16 => {}
-        }
-    }
-
-    fn view(&self) -> TensorView<'_> {
-        match self.storage {
-            Storage::U8 => TensorView::U8(&self.bytes),
-            Storage::I64 => TensorView::I64(&self.i64s),
-            Storage::Unspecified | Storage::F32 | Storage::I32 | Storage::I8 | Storage::I16 => {
-                TensorView::F32(&self.row)
-            }
-        }
-    }
-}
-
-fn write<T: Element>(path: &std::path::Path, arrays: &[Array<T>], n_steps: usize) -> Result<(), Failure> {
+fn write(path: &std::path::Path, arrays: &[Array], n_steps: usize) -> Result<(), Failure> {
     let all = || -> Result<(), crate::data::DataError> {
         let mut writer = NpzWriter::create(path)?;
         for array in arrays {
             let shape: Vec<usize> = std::iter::once(n_steps).chain(array.shape.iter().copied()).collect();
-            writer.add(&array.name, &shape, &array.values)?;
+            array.values.write(&mut writer, &array.name, &shape)?;
         }
         writer.finish()
     };
@@ -213,17 +182,15 @@ fn write<T: Element>(path: &std::path::Path, arrays: &[Array<T>], n_steps: usize
 }
 
 /// One line a step: the numbers of all outputs.
-fn rows_as_text(outputs: &[Array<f32>], n_steps: usize) -> String {
+fn rows_as_text(outputs: &[Array], n_steps: usize) -> String {
+    let numbers: Vec<Vec<String>> = outputs.iter().map(|output| output.values.to_text()).collect();
     let mut text = String::new();
     for step in 0..n_steps {
-        let numbers: Vec<String> = outputs
-            .iter()
-            .flat_map(|output| {
-                let len = output.values.len() / n_steps.max(1);
-                output.values.iter().skip(step * len).take(len).map(|x| x.to_string())
-            })
-            .collect();
-        text.push_str(&numbers.join(" "));
+        let row = numbers.iter().flat_map(|all| {
+            let len = all.len() / n_steps.max(1);
+            all.iter().skip(step * len).take(len).map(String::as_str)
+        });
+        text.push_str(&row.collect::<Vec<_>>().join(" "));
         text.push('\n');
     }
     text

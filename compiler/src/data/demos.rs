@@ -1,8 +1,12 @@
 //! Demonstrations: observations, actions and where episodes end.
 
-use std::{collections::BTreeMap, ops::Range, path::Path};
+use std::{
+    collections::BTreeMap,
+    ops::{Range, RangeInclusive},
+    path::Path,
+};
 
-use super::{ArrayInfo, DataError, Npz, RowReader};
+use super::{ArrayInfo, DataError, Npz, NumberType, RowReader};
 
 /// Names of arrays, where they differ from the usual ones.
 ///
@@ -129,7 +133,7 @@ impl Demos {
     }
 }
 
-/// Streams steps and checks that every number is finite.
+/// Streams steps and checks that every number is one that the model can take.
 #[derive(Debug)]
 pub struct StepReader {
     rows: RowReader,
@@ -155,6 +159,45 @@ impl StepReader {
                     value: fresh.get(at).copied().unwrap_or(f32::NAN).into(),
                 })
             }
+        }
+    }
+
+    /// Appends up to `n_steps` steps as integers; returns how many, 0 at the end.
+    /// A fraction, or a number outside of `accepted`, is an error.
+    pub fn next_ints(
+        &mut self,
+        n_steps: usize,
+        accepted: RangeInclusive<i64>,
+        out: &mut Vec<i64>,
+    ) -> Result<usize, DataError> {
+        let (first_row, row_len) = (self.rows.next_row(), self.rows.info().row_len().max(1));
+        let wrong = |at: usize, value: f64| DataError::NotInteger {
+            path: self.path.clone(),
+            key: self.key.clone(),
+            row: first_row + at / row_len,
+            column: at % row_len,
+            value,
+            lo: *accepted.start(),
+            hi: *accepted.end(),
+        };
+        let old_len = out.len();
+        let n = match self.rows.info().ty {
+            NumberType::F32 | NumberType::F64 => {
+                let mut floats = Vec::new();
+                let n = self.rows.next_f64(n_steps, &mut floats)?;
+                for (at, &x) in floats.iter().enumerate() {
+                    // Floats beyond 2^53 are no longer exact.
+                    let whole = x.fract() == 0.0 && x.abs() <= 9_007_199_254_740_992.0;
+                    out.push(if whole { x as i64 } else { return Err(wrong(at, x)) });
+                }
+                n
+            }
+            _ => self.rows.next_i64(n_steps, out)?,
+        };
+        let fresh = out.get(old_len..).unwrap_or_default();
+        match fresh.iter().enumerate().find(|(_, x)| !accepted.contains(x)) {
+            None => Ok(n),
+            Some((at, &x)) => Err(wrong(at, x as f64)),
         }
     }
 }

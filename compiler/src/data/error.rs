@@ -147,6 +147,28 @@ pub enum DataError {
         /// The number.
         value: f64,
     },
+    /// A number that an integer input cannot hold.
+    #[error(
+        "`{}`: array `{key}` has {value} at row {row}, column {column}, \
+         and the model takes whole numbers from {lo} to {hi} there; record them as such",
+        path.display()
+    )]
+    NotInteger {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        key: String,
+        /// First such row.
+        row: usize,
+        /// Column within the row, counted over all its elements.
+        column: usize,
+        /// The number.
+        value: f64,
+        /// Smallest number that fits.
+        lo: i64,
+        /// Largest number that fits.
+        hi: i64,
+    },
     /// Episode ends that do not ascend to the number of steps.
     #[error(
         "`{}`: array `{key}` must ascend and end at the number of steps, {n_steps}; entry {index} is {found}",

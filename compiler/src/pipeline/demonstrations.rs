@@ -5,9 +5,9 @@
 
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
-use qail_ir::{Elem, Graph, TensorType, interp::Tensor};
+use qail_ir::{DType, Elem, Graph, TensorType, interp::Tensor};
 
-use crate::data::{DataError, DemoMap, Demos, Field};
+use crate::data::{DataError, DemoMap, Demos, Field, StepReader};
 
 /// Named tensors of one step.
 pub type Sample = BTreeMap<String, Tensor>;
@@ -76,15 +76,44 @@ fn read_steps(demos: &Demos, graph: &Graph, steps: &[usize]) -> Result<Vec<Sampl
     let mut samples: Vec<Sample> = steps.iter().map(|_| Sample::new()).collect();
     for (field, &id) in demos.observations().iter().zip(graph.inputs()) {
         let Some(ty) = graph.node(id).outputs.first() else { continue };
-        for (sample, row) in samples.iter_mut().zip(read_rows(demos, field, steps)?) {
-            sample.insert(field.name.clone(), tensor(ty, row));
+        for (sample, tensor) in samples.iter_mut().zip(read_tensors(demos, field, ty, steps)?) {
+            sample.insert(field.name.clone(), tensor);
         }
     }
     Ok(samples)
 }
 
+/// One array at ascending steps, in the type of an input of the model.
+fn read_tensors(demos: &Demos, field: &Field, ty: &TensorType, steps: &[usize]) -> Result<Vec<Tensor>, DataError> {
+    let floats = |reader: &mut StepReader, n: usize, out: &mut Vec<f32>| reader.next(n, out);
+    let shape = || ty.shape.clone();
+    let (lo, hi) = match ty.elem {
+        Elem::Plain(DType::F32) => {
+            let rows = read_rows(demos, field, steps, floats)?;
+            return Ok(rows.into_iter().map(|row| Tensor::f32(shape(), row)).collect());
+        }
+        Elem::Plain(DType::F64) => {
+            let rows = read_rows(demos, field, steps, floats)?;
+            let wide = |row: Vec<f32>| row.into_iter().map(f64::from).collect();
+            return Ok(rows.into_iter().map(|row| Tensor::f64(shape(), wide(row))).collect());
+        }
+        Elem::Plain(DType::Bool) => (0, 1),
+        Elem::Plain(DType::U8) => (0, u8::MAX.into()),
+        Elem::Plain(DType::I32) => (i32::MIN.into(), i32::MAX.into()),
+        Elem::Plain(DType::I64) => (i64::MIN, i64::MAX),
+        Elem::Code(scheme) => (scheme.lo().into(), scheme.hi().into()),
+    };
+    let rows = read_rows(demos, field, steps, |reader, n, out| reader.next_ints(n, lo..=hi, out))?;
+    Ok(rows.into_iter().map(|row| Tensor::ints(ty.clone(), row)).collect())
+}
+
 /// Rows of one array at ascending steps; reads in blocks, keeps what is asked for.
-fn read_rows(demos: &Demos, field: &Field, steps: &[usize]) -> Result<Vec<Vec<f32>>, DataError> {
+fn read_rows<T: Clone>(
+    demos: &Demos,
+    field: &Field,
+    steps: &[usize],
+    mut read: impl FnMut(&mut StepReader, usize, &mut Vec<T>) -> Result<usize, DataError>,
+) -> Result<Vec<Vec<T>>, DataError> {
     const BLOCK: usize = 256;
     let row_len = field.info.row_len();
     let mut reader = demos.stream(field)?;
@@ -93,7 +122,7 @@ fn read_rows(demos: &Demos, field: &Field, steps: &[usize]) -> Result<Vec<Vec<f3
     let mut wanted = steps.iter().copied().peekable();
     while wanted.peek().is_some() {
         block.clear();
-        let n = reader.next(BLOCK, &mut block)?;
+        let n = read(&mut reader, BLOCK, &mut block)?;
         if n == 0 {
             break;
         }
@@ -104,15 +133,6 @@ fn read_rows(demos: &Demos, field: &Field, steps: &[usize]) -> Result<Vec<Vec<f3
         first += n;
     }
     Ok(rows)
-}
-
-/// One row as an input of the model.
-fn tensor(ty: &TensorType, row: Vec<f32>) -> Tensor {
-    if ty.elem == Elem::Plain(qail_ir::DType::F32) {
-        Tensor::f32(ty.shape.clone(), row)
-    } else {
-        Tensor::ints(ty.clone(), row.into_iter().map(|x| x as i64).collect())
-    }
 }
 
 #[cfg(test)]

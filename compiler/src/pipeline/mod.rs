@@ -22,7 +22,7 @@ use qail_passes::{
     Note, NoteKind, PassContext, PassManager, PipelineOptions, Precision, Samples, default_pipeline,
     quant::LoweringReport,
 };
-use qail_runtime::{DeviceSpec, Session, TensorView, TensorViewMut};
+use qail_runtime::{DeviceSpec, PortInfo, Session, TensorView, TensorViewMut};
 use sha2::{Digest, Sha256};
 
 pub use demonstrations::{Demonstrations, Sample, open as open_demos};
@@ -30,6 +30,7 @@ pub use error::PipelineError;
 
 use crate::{
     data::DemoMap,
+    elements::Elements,
     frontend::{self, ImportOptions},
     report::{OutputError, record_error},
 };
@@ -60,6 +61,15 @@ pub trait Observer {
     fn progress(&mut self, stage: &str, done: usize, all: usize);
     /// The graph behind a pass.
     fn after_pass(&mut self, pass: &str, graph: &Graph);
+}
+
+/// An observer that is not interested.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn progress(&mut self, _: &str, _: usize, _: usize) {}
+    fn after_pass(&mut self, _: &str, _: &Graph) {}
 }
 
 /// A model, quantized.
@@ -183,14 +193,6 @@ pub fn check(model: &std::path::Path, options: &BuildOptions) -> Result<Checked,
     })
 }
 
-/// An observer that is not interested.
-struct Silent;
-
-impl Observer for Silent {
-    fn progress(&mut self, _: &str, _: usize, _: usize) {}
-    fn after_pass(&mut self, _: &str, _: &Graph) {}
-}
-
 /// A seeded random value for every input.
 fn random_sample(graph: &Graph, seed: u64) -> Result<Sample, PipelineError> {
     let inputs = graph.inputs().iter().map(|&id| {
@@ -252,9 +254,10 @@ fn compare(
 ) -> Result<Vec<OutputError>, PipelineError> {
     let judge = Interpreter::new(teacher)?;
     let mut session = Session::load(bytes, DeviceSpec::Cpu(None))?;
-    let ports = session.inputs().to_vec();
     let names: Vec<String> = session.outputs().iter().map(|port| port.name.clone()).collect();
-    let mut rooms: Vec<Vec<f32>> = session.outputs().iter().map(|port| vec![0.0; port.elements()]).collect();
+    let rooms = |ports: &[PortInfo]| -> Option<Vec<Elements>> { ports.iter().map(Elements::zeros).collect() };
+    let no_room = || PipelineError::internal("an input or output holds codes");
+    let (mut given, mut found) = rooms(session.inputs()).zip(rooms(session.outputs())).ok_or_else(no_room)?;
     let mut errors: Vec<OutputError> = names
         .iter()
         .map(|name| OutputError { name: name.clone(), mse: 0.0, max: 0.0, teacher_rms: 0.0, n_samples: samples.len() })
@@ -263,23 +266,25 @@ fn compare(
     for (i, sample) in samples.iter().enumerate() {
         observer.progress("compare", i, samples.len());
         let expected = judge.run(sample)?;
-        let mut inputs = Vec::with_capacity(ports.len());
-        for port in &ports {
+        for (port, given) in session.inputs().iter().zip(&mut given) {
             let tensor = sample.get(&port.name).ok_or_else(|| PipelineError::internal("an input has no sample"))?;
-            inputs.push(view(tensor).ok_or_else(|| PipelineError::internal("an input is not of a plain type"))?);
+            if !given.set(tensor) {
+                return Err(PipelineError::internal("a sample has another type than its input"));
+            }
         }
-        let mut views: Vec<TensorViewMut<'_>> = rooms.iter_mut().map(|room| TensorViewMut::F32(room)).collect();
-        session.run(&inputs, &mut views)?;
-        for ((error, room), n) in errors.iter_mut().zip(&rooms).zip(&mut n_elements) {
-            let teacher = expected.get(&error.name).and_then(|tensor| tensor.as_f32());
+        let inputs: Vec<TensorView<'_>> = given.iter().map(Elements::view).collect();
+        let mut outputs: Vec<TensorViewMut<'_>> = found.iter_mut().map(Elements::view_mut).collect();
+        session.run(&inputs, &mut outputs)?;
+        for ((error, found), n) in errors.iter_mut().zip(&found).zip(&mut n_elements) {
+            let teacher = expected.get(&error.name);
             let teacher = teacher.ok_or_else(|| PipelineError::internal("an output has no teacher"))?;
-            for (&y, &t) in room.iter().zip(teacher) {
-                let difference = f64::from(y) - f64::from(t);
+            for (y, t) in found.to_f64().into_iter().zip(teacher.to_f64()) {
+                let difference = y - t;
                 error.mse += difference * difference;
                 error.max = error.max.max(difference.abs());
-                error.teacher_rms += f64::from(t) * f64::from(t);
+                error.teacher_rms += t * t;
             }
-            *n += room.len();
+            *n += found.len();
         }
     }
     for (error, &n) in errors.iter_mut().zip(&n_elements) {
@@ -287,11 +292,6 @@ fn compare(
         error.teacher_rms = (error.teacher_rms / n.max(1) as f64).sqrt();
     }
     Ok(errors)
-}
-
-/// A sample as an input of a session.
-fn view(tensor: &qail_ir::interp::Tensor) -> Option<TensorView<'_>> {
-    tensor.as_f32().map(TensorView::F32)
 }
 
 /// Flags that change the result, in a fixed order.

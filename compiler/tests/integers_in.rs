@@ -1,0 +1,135 @@
+//! Models that read images and commands: inputs and outputs that are not `f32`.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
+
+use std::{path::Path, process::Command};
+
+use prost::Message;
+use qail_passes::{PipelineOptions, Precision};
+use qailc::{
+    data::{DemoMap, Npz, NpzWriter, NumberType},
+    frontend::{
+        ImportOptions,
+        proto::{
+            AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
+            data_type,
+        },
+    },
+    pipeline::{self, BuildOptions, Silent},
+};
+
+fn node(op: &str, inputs: &[&str], output: &str, to: Option<i64>) -> NodeProto {
+    NodeProto {
+        op_type: op.to_owned(),
+        input: inputs.iter().map(|&name| name.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        attribute: to.map(|to| AttributeProto::int("to", to)).into_iter().collect(),
+        ..NodeProto::default()
+    }
+}
+
+/// `act = tanh(image * w + command)`, and the image and the command turned around.
+fn model() -> Vec<u8> {
+    let value = |name: &str| ValueInfoProto { name: name.to_owned(), r#type: None };
+    let weights: Vec<f32> = (0..8).map(|i| (i as f32 - 3.5) / 1000.0).collect();
+    let graph = GraphProto {
+        name: "camera".to_owned(),
+        input: vec![
+            ValueInfoProto::tensor("image", data_type::UINT8, &[1, 4]),
+            ValueInfoProto::tensor("command", data_type::INT64, &[1, 2]),
+        ],
+        output: vec![value("act"), value("picture"), value("order")],
+        initializer: vec![TensorProto::f32("w", [4, 2], &weights), TensorProto::i64("shape", [2], &[1, -1])],
+        node: vec![
+            node("Cast", &["image"], "pixels", Some(1)),
+            node("Cast", &["command"], "wanted", Some(1)),
+            node("MatMul", &["pixels", "w"], "seen", None),
+            node("Add", &["seen", "wanted"], "sum", None),
+            node("Tanh", &["sum"], "act", None),
+            node("Transpose", &["image"], "picture", None),
+            node("Transpose", &["command"], "order", None),
+        ],
+        ..GraphProto::default()
+    };
+    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 13 }];
+    ModelProto { ir_version: 8, opset_import, graph: Some(graph), ..ModelProto::default() }.encode_to_vec()
+}
+
+const N_STEPS: usize = 6;
+/// Needs more bits than an `f32` has.
+const LARGE: i64 = (1 << 30) + 1;
+
+fn write_files(folder: &Path) {
+    std::fs::write(folder.join("camera.onnx"), model()).unwrap();
+    let images: Vec<u8> = (0..N_STEPS * 4).map(|i| (i * 37 % 256) as u8).collect();
+    let commands: Vec<i64> = (0..N_STEPS * 2).map(|i| if i == 0 { LARGE } else { i as i64 % 3 - 1 }).collect();
+    let mut writer = NpzWriter::create(&folder.join("demos.npz")).unwrap();
+    writer.add("image", &[N_STEPS, 4], &images).unwrap();
+    writer.add("command", &[N_STEPS, 2], &commands).unwrap();
+    writer.add("episode_ends", &[2], &[3i64, N_STEPS as i64]).unwrap();
+    writer.finish().unwrap();
+}
+
+fn qailc(folder: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_qailc")).args(args).current_dir(folder).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn images_and_commands_compile_in_every_precision() {
+    let folder = tempfile::tempdir().unwrap();
+    write_files(folder.path());
+    for precision in [Precision::F32, Precision::W8A16, Precision::W4A16, Precision::W8A8, Precision::W4A4] {
+        let options = BuildOptions {
+            import: ImportOptions::default(),
+            passes: PipelineOptions::new(precision),
+            demos: Some(folder.path().join("demos.npz")),
+            map: DemoMap::default(),
+            n_calibration: 100,
+            seed: 0,
+        };
+        let built = pipeline::compile(&folder.path().join("camera.onnx"), &options, &mut Silent);
+        let built = built.unwrap_or_else(|error| panic!("{precision}: {error}"));
+        let held_out = &built.quantized.demonstrations.unwrap().held_out;
+        assert_eq!(held_out[0]["image"].as_ints().unwrap().len(), 4);
+    }
+}
+
+#[test]
+fn outputs_keep_their_types() {
+    let folder = tempfile::tempdir().unwrap();
+    write_files(folder.path());
+    let args = ["compile", "camera.onnx", "-b", "f32", "--demos", "demos.npz", "-o", "camera.qail"];
+    let (code, out, err) = qailc(folder.path(), &args);
+    assert_eq!(code, 0, "{err}");
+    // What is only moved is not changed.
+    for output in ["picture", "order"] {
+        assert!(out.contains(&format!("output `{output}` against the teacher, 3 samples: mse 0.000e0")), "{out}");
+    }
+    let (code, _, err) = qailc(folder.path(), &["run", "camera.qail", "--input", "demos.npz", "-o", "out.npz"]);
+    assert_eq!(code, 0, "{err}");
+    let (given, found) =
+        (Npz::open(&folder.path().join("demos.npz")).unwrap(), Npz::open(&folder.path().join("out.npz")).unwrap());
+    for (input, output, ty) in [("image", "picture", NumberType::U8), ("command", "order", NumberType::I64)] {
+        assert_eq!(found.info(output).unwrap().ty, ty);
+        let all = 0..N_STEPS;
+        let rows = found.info(output).unwrap().n_rows();
+        assert_eq!(found.read_i64(output, 0..rows).unwrap(), given.read_i64(input, all).unwrap());
+    }
+    let (_, out, _) = qailc(folder.path(), &["run", "camera.qail", "--input", "demos.npz", "--rows", "1"]);
+    assert!(out.ends_with(&format!("0 37 74 111 {LARGE} 0\n")), "{out}");
+}
+
+#[test]
+fn a_number_that_an_input_cannot_hold_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    write_files(folder.path());
+    let mut writer = NpzWriter::create(&folder.path().join("wrong.npz")).unwrap();
+    writer.add("image", &[2, 4], &[1f32, 2.0, 3.0, 4.0, 5.0, 0.5, 7.0, 8.0]).unwrap();
+    writer.add("command", &[2, 2], &[1i64; 4]).unwrap();
+    writer.finish().unwrap();
+    let (code, _, err) = qailc(folder.path(), &["compile", "camera.onnx", "--demos", "wrong.npz"]);
+    assert_eq!(code, 4, "{err}");
+    assert!(err.contains("array `image` has 0.5 at row 1, column 1"), "{err}");
+}
