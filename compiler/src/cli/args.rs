@@ -29,9 +29,22 @@ pub(super) struct DataArgs {
     /// Which array of the data is which input of the model.
     #[arg(long = "map", value_name = "INPUT=KEY")]
     pub(super) map: Vec<Pair<String>>,
+    /// Recorded steps to calibrate on, at most.
+    #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    calibration_samples: u64,
 }
 
 impl DataArgs {
+    /// Of a command that takes no data.
+    pub(super) fn none() -> Self {
+        Self { demos: None, map: Vec::new(), calibration_samples: 1 }
+    }
+
+    /// Recorded steps to calibrate on, at most.
+    pub(super) fn n_calibration(&self) -> usize {
+        usize::try_from(self.calibration_samples).unwrap_or(usize::MAX)
+    }
+
     /// The mapping from inputs of the model to arrays of the data.
     pub(super) fn mapping(&self) -> DemoMap {
         let inputs = self.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect();
@@ -61,9 +74,6 @@ pub(super) struct QuantArgs {
     /// How ranges are found: mse, min-max, percentile or percentile:P.
     #[arg(long, default_value = "mse", value_parser = parse_observer)]
     pub(super) observer: Observer,
-    /// Recorded steps to calibrate on, at most.
-    #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub(super) calibration_samples: u64,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
@@ -75,7 +85,7 @@ fn parse_observer(text: &str) -> Result<Observer, &'static str> {
 
 /// The options of a build from the flags of a command.
 pub(super) fn build_options(model: &ModelArgs, data: &DataArgs, quant: &QuantArgs) -> BuildOptions {
-    let n_calibration = usize::try_from(quant.calibration_samples).unwrap_or(usize::MAX);
+    let n_calibration = data.n_calibration();
     BuildOptions {
         import: model.import_options(),
         passes: PipelineOptions {

@@ -5,8 +5,8 @@
 
 use super::{
     Exit, Failure, Terminal,
-    args::{ModelArgs, QuantArgs},
-    failure::exit_of_import,
+    args::{DataArgs, ModelArgs, QuantArgs, build_options},
+    failure::of_import,
 };
 use crate::{
     frontend::{Blocker, ImportError},
@@ -25,8 +25,7 @@ pub(super) struct Args {
 /// Runs the subcommand.
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let model = args.model.model.display();
-    let data = super::args::DataArgs { demos: None, map: Vec::new() };
-    let options = super::args::build_options(&args.model, &data, &args.quant);
+    let options = build_options(&args.model, &DataArgs::none(), &args.quant);
     match pipeline::check(&args.model.model, &options) {
         Ok(checked) => {
             let (precision, layers) = (&checked.precision, &checked.layers);
@@ -55,26 +54,19 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
             Ok(())
         }
         Err(pipeline::PipelineError::Import(ImportError::Blocked { blockers })) => {
-            Err(blocked(args, terminal, &blockers))
+            Err(blocked(args, terminal, blockers))
         }
-        Err(pipeline::PipelineError::Import(error)) => {
-            Err(Failure::new(exit_of_import(&error), format!("cannot import `{model}`"), &error))
-        }
+        Err(pipeline::PipelineError::Import(error)) => Err(of_import(format!("cannot import `{model}`"), &error)),
         Err(error) => Err(super::failure::of_pipeline(&format!("`{model}` cannot be compiled"), &error)),
     }
 }
 
-/// Lists blockers as the result of the command; the failure only counts them.
-fn blocked(args: &Args, terminal: &Terminal, blockers: &[Blocker]) -> Failure {
-    if !terminal.json {
-        terminal.result(|| blockers.iter().map(|blocker| format!("{blocker}\n")).collect(), || serde_json::Value::Null);
-    }
+/// Lists blockers as the result of the command; the failure counts them, and
+/// its document has them as fields.
+fn blocked(args: &Args, terminal: &Terminal, blockers: Vec<Blocker>) -> Failure {
+    terminal.listing(blockers.iter().map(|blocker| format!("{blocker}\n")));
     let n = blockers.len();
     let what = if n == 1 { "1 blocker".to_owned() } else { format!("{n} blockers") };
-    let mut failure =
-        Failure::plain(Exit::Unsupported, format!("`{}` cannot be compiled: {what}", args.model.model.display()));
-    if terminal.json {
-        failure.causes = blockers.iter().map(ToString::to_string).collect();
-    }
-    failure
+    let context = format!("`{}` cannot be compiled: {what}", args.model.model.display());
+    Failure { blockers, ..Failure::plain(Exit::Unsupported, context) }
 }

@@ -7,7 +7,7 @@ use qail_runtime::{RunError, RuntimeError};
 
 use crate::{
     data::DataError,
-    frontend::{ErrorKind, ImportError},
+    frontend::{Blocker, ErrorKind, ImportError},
     pipeline::PipelineError,
 };
 
@@ -44,6 +44,8 @@ pub struct Failure {
     pub causes: Vec<String>,
     /// One thing to do.
     pub help: Option<String>,
+    /// Everything that the model asks for and this version does not have.
+    pub blockers: Vec<Blocker>,
 }
 
 impl Failure {
@@ -59,12 +61,12 @@ impl Failure {
         // A transparent wrapper repeats its source, a plain error its context.
         causes.dedup();
         causes.remove(0);
-        Self { exit, context, causes, help: None }
+        Self { causes, ..Self::plain(exit, context) }
     }
 
     /// A failure that is its own explanation.
     pub fn plain(exit: Exit, context: impl Into<String>) -> Self {
-        Self { exit, context: context.into(), causes: Vec::new(), help: None }
+        Self { exit, context: context.into(), causes: Vec::new(), help: None, blockers: Vec::new() }
     }
 
     /// The same failure with a remedy.
@@ -89,9 +91,28 @@ impl Failure {
 
     /// The same for machines.
     pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({
-            "error": { "exit_code": self.exit as u8, "message": self.context, "causes": self.causes, "help": self.help }
-        })
+        let blockers: Vec<_> = self
+            .blockers
+            .iter()
+            .map(|b| serde_json::json!({ "node": b.node, "op": b.op, "reason": b.reason, "remedy": b.remedy }))
+            .collect();
+        let mut document = serde_json::json!({
+            "schema": 1,
+            "error": { "exit_code": self.exit as u8, "message": self.context, "causes": self.causes, "help": self.help },
+        });
+        if !blockers.is_empty() {
+            document["blockers"] = blockers.into();
+        }
+        document
+    }
+}
+
+/// A failed import.
+pub(super) fn of_import(context: impl Into<String>, error: &ImportError) -> Failure {
+    let failure = Failure::new(exit_of_import(error), context, error);
+    match error {
+        ImportError::Blocked { blockers } => Failure { blockers: blockers.clone(), ..failure },
+        _ => failure,
     }
 }
 
@@ -99,6 +120,7 @@ impl Failure {
 pub(super) fn of_pipeline(context: &str, error: &PipelineError) -> Failure {
     let failure = Failure::new(exit_of_pipeline(error), context, error);
     match error {
+        PipelineError::Import(error) => of_import(context, error),
         PipelineError::NeedsData { .. } => {
             failure.help("give recorded observations with --demos FILE.npz, or choose -b f32, w4a16 or w8a16")
         }
@@ -127,7 +149,7 @@ fn exit_of_pipeline(error: &PipelineError) -> Exit {
 }
 
 /// Exit code of a model that was not imported.
-pub(super) fn exit_of_import(error: &ImportError) -> Exit {
+fn exit_of_import(error: &ImportError) -> Exit {
     match error.kind() {
         ErrorKind::Usage => Exit::Usage,
         ErrorKind::Unsupported => Exit::Unsupported,

@@ -14,7 +14,7 @@ mod opt;
 mod run;
 mod terminal;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -69,6 +69,13 @@ pub fn main() -> ExitCode {
             // Help and version are answers, not errors. Nothing can be done if
             // the terminal is gone.
             let _ = error.print();
+            // The flags were not understood, so `--json` has to be looked for.
+            if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
+                let message = error.to_string();
+                let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                let document = Failure::plain(Exit::Usage, message).to_json();
+                let _ = std::io::stdout().write_all(format!("{document:#}\n").as_bytes());
+            }
             return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
         }
     };
@@ -82,7 +89,11 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::main(&args, &terminal),
         Command::Devices => devices::main(&terminal),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "qailc", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "qailc", &mut script);
+            let script = String::from_utf8_lossy(&script).into_owned();
+            let document = || serde_json::json!({ "schema": 1, "shell": shell.to_string(), "script": script });
+            terminal.result(|| script.clone(), document);
             Ok(())
         }
     };

@@ -8,7 +8,7 @@ use qail_passes::{PassContext, PassManager, registry};
 use super::{
     Exit, Failure, Terminal,
     args::{DataArgs, ModelArgs},
-    failure::{exit_of_import, exit_of_pass},
+    failure::{exit_of_pass, of_import},
 };
 use crate::{
     files::write_atomic,
@@ -35,9 +35,6 @@ pub(super) struct Args {
     /// List the passes and stop.
     #[arg(long)]
     list: bool,
-    /// Recorded steps to calibrate on, at most.
-    #[arg(long, default_value_t = 2048, value_name = "N")]
-    calibration_samples: usize,
 }
 
 /// Runs the subcommand.
@@ -53,7 +50,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         Some(path) => {
             let read = || {
                 let demos = pipeline::open_demos(path, &graph, &args.data.mapping())?;
-                Demonstrations::read(&demos, &graph, args.calibration_samples, 0)
+                Demonstrations::read(&demos, &graph, args.data.n_calibration(), 0)
             };
             let context = format!("cannot read observations from `{}`", path.display());
             Some(read().map_err(|error| Failure::new(Exit::InvalidInput, context, &error))?)
@@ -72,13 +69,15 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     }
     let printed = text::print(&graph);
     match &args.output {
-        Some(path) => write_atomic(path, printed.as_bytes())
-            .map_err(|error| Failure::new(Exit::InvalidInput, format!("cannot write `{}`", path.display()), &error)),
-        None => {
-            terminal.result(|| printed.clone(), || serde_json::json!({ "schema": 1, "qir": printed }));
-            Ok(())
+        Some(path) => {
+            write_atomic(path, printed.as_bytes()).map_err(|error| {
+                Failure::new(Exit::InvalidInput, format!("cannot write `{}`", path.display()), &error)
+            })?;
+            terminal.result(|| format!("-> {}\n", path.display()), || serde_json::json!({ "schema": 1, "file": path }));
         }
+        None => terminal.result(|| printed.clone(), || serde_json::json!({ "schema": 1, "qir": printed })),
     }
+    Ok(())
 }
 
 fn read(args: &Args) -> Result<Graph, Failure> {
@@ -94,7 +93,7 @@ fn read(args: &Args) -> Result<Graph, Failure> {
         return text::parse(&source).map_err(|error| Failure::new(Exit::InvalidInput, context, &error));
     }
     let imported = frontend::import(path, &args.model.import_options());
-    imported.map(|imported| imported.graph).map_err(|error| Failure::new(exit_of_import(&error), context, &error))
+    imported.map(|imported| imported.graph).map_err(|error| of_import(context, &error))
 }
 
 fn list(terminal: &Terminal) {

@@ -53,6 +53,14 @@ impl Terminal {
         let _ = std::io::stdout().write_all(text.as_bytes());
     }
 
+    /// Lines that belong to the result of a command that stops. In JSON they are
+    /// part of the document of the failure.
+    pub(super) fn listing(&self, lines: impl Iterator<Item = String>) {
+        if !self.json {
+            let _ = std::io::stdout().write_all(lines.collect::<String>().as_bytes());
+        }
+    }
+
     /// Why the command stopped.
     pub(super) fn failure(&self, failure: &Failure) {
         if self.json {

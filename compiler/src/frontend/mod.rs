@@ -30,6 +30,8 @@ use prost::bytes::Bytes;
 use qail_ir::Graph;
 use sha2::{Digest, Sha256};
 
+use crate::files::hex;
+
 use self::{
     error::shown,
     external::Folder,
@@ -185,5 +187,5 @@ fn sha256(model: &Bytes, folder: &Folder) -> String {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }

@@ -11,7 +11,7 @@ mod demonstrations;
 mod error;
 mod layers;
 
-use std::{io::Read, path::PathBuf};
+use std::path::PathBuf;
 
 use qail_artifact::schema::{Layer, Provenance};
 use qail_ir::{
@@ -23,7 +23,6 @@ use qail_passes::{
     quant::LoweringReport,
 };
 use qail_runtime::{DeviceSpec, PortInfo, Session, TensorView, TensorViewMut};
-use sha2::{Digest, Sha256};
 
 pub use demonstrations::{Demonstrations, Sample, open as open_demos};
 pub use error::PipelineError;
@@ -31,6 +30,7 @@ pub use error::PipelineError;
 use crate::{
     data::DemoMap,
     elements::Elements,
+    files::sha256_of,
     frontend::{self, ImportOptions},
     report::{OutputError, record_error},
 };
@@ -119,7 +119,8 @@ pub fn quantize(
         Some(path) => {
             let demos = demonstrations::open(path, &teacher, &options.map)?;
             let read = Demonstrations::read(&demos, &teacher, options.n_calibration, N_HELD_OUT)?;
-            (Some(read), sha256_of(path)?)
+            let failed = |source| PipelineError::Read { path: path.clone(), source };
+            (Some(read), sha256_of(path).map_err(failed)?)
         }
         None => (None, String::new()),
     };
@@ -221,7 +222,6 @@ pub fn compile(
     let manifest = &mut plan.manifest;
     manifest.name = model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     manifest.precision = options.passes.effective();
-    manifest.metadata = quantized.teacher.metadata.clone();
     manifest.layers = layers::layers(&quantized.graph, quantized.lowering.as_ref());
     manifest.provenance = Some(Provenance {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -308,30 +308,6 @@ fn flags(options: &BuildOptions) -> Vec<String> {
     flags.extend(options.import.outputs.iter().flatten().map(|name| format!("output={name}")));
     flags.extend(options.map.inputs.iter().map(|(input, key)| format!("map:{input}={key}")));
     flags
-}
-
-/// SHA-256 of a file, or of the files of a folder in the order of their names.
-fn sha256_of(path: &std::path::Path) -> Result<String, PipelineError> {
-    let failed = |source| PipelineError::Read { path: path.to_owned(), source };
-    let mut files = vec![path.to_owned()];
-    if path.is_dir() {
-        let entries = std::fs::read_dir(path).map_err(failed)?;
-        files = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(failed)?;
-        files.sort();
-    }
-    let mut hash = Sha256::new();
-    for file in files.iter().filter(|file| file.is_file()) {
-        let mut reader = std::fs::File::open(file).map_err(failed)?;
-        let mut block = vec![0; 1 << 16];
-        loop {
-            let n = reader.read(&mut block).map_err(failed)?;
-            if n == 0 {
-                break;
-            }
-            hash.update(block.get(..n).unwrap_or_default());
-        }
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Notes that a user should see without asking: everything but declined rewrites.

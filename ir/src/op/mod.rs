@@ -234,21 +234,8 @@ impl BinaryFn {
             Self::Mul => a * b,
             Self::Div => a / b,
             Self::Pow => libm::pow(f64::from(a), f64::from(b)) as f32,
-            // Not `f32::min`, which ignores NaN and leaves the sign of zero open.
-            Self::Min => {
-                if b < a || b.is_nan() && !a.is_nan() {
-                    b
-                } else {
-                    a
-                }
-            }
-            Self::Max => {
-                if b > a || b.is_nan() && !a.is_nan() {
-                    b
-                } else {
-                    a
-                }
-            }
+            Self::Min => first_or_nan(a, b, b < a),
+            Self::Max => first_or_nan(a, b, b > a),
         }
     }
 
@@ -260,22 +247,17 @@ impl BinaryFn {
             Self::Mul => a * b,
             Self::Div => a / b,
             Self::Pow => libm::pow(a, b),
-            Self::Min => {
-                if b < a || b.is_nan() && !a.is_nan() {
-                    b
-                } else {
-                    a
-                }
-            }
-            Self::Max => {
-                if b > a || b.is_nan() && !a.is_nan() {
-                    b
-                } else {
-                    a
-                }
-            }
+            Self::Min => first_or_nan(a, b, b < a),
+            Self::Max => first_or_nan(a, b, b > a),
         }
     }
+}
+
+/// `b` if it wins or is the only NaN, else `a`. Not `f32::min`, which ignores
+/// NaN and leaves the sign of zero open.
+fn first_or_nan<T: Copy + PartialOrd>(a: T, b: T, b_wins: bool) -> T {
+    let is_nan = |x: T| x.partial_cmp(&x).is_none();
+    if b_wins || is_nan(b) && !is_nan(a) { b } else { a }
 }
 
 /// See [`Op::Binary`].
