@@ -215,6 +215,19 @@ mod tests {
     }
 
     #[test]
+    fn no_file_is_forgotten() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels");
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let wgsl = files.filter(|path| path.extension().is_some_and(|extension| extension == "wgsl"));
+        let mut found: Vec<String> =
+            wgsl.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+        found.sort();
+        let mut listed: Vec<&str> = SOURCES.iter().map(|&(name, _)| name).collect();
+        listed.sort();
+        assert_eq!(found, listed);
+    }
+
+    #[test]
     fn copies_of_a_shared_function_are_equal() {
         let mut seen: BTreeMap<String, (&str, String)> = BTreeMap::new();
         for (file, source) in SOURCES {
