@@ -42,8 +42,9 @@ mod verify;
 pub use consts::{ConstData, ConstError, ConstId, ConstSource, Constant};
 pub use graph::{Graph, Node, NodeId, Origin, Output, ValueId};
 pub use op::{
-    Binary, BinaryFn, Cast, Concat, Const, Dequantize, Expand, FakeQuant, Input, Linear, LinearWq, Lookup, MatMul, Op,
-    QLinear, Quantize, Reduce, ReduceFn, Requantize, Reshape, Slice, SliceAxis, Transpose, TypeError, Unary, UnaryFn,
+    Binary, BinaryFn, BinaryGrad, Cast, Concat, Const, Dequantize, Expand, FakeQuant, FakeQuantGrad, Grad, Input,
+    Linear, LinearWq, Lookup, MatMul, Op, QLinear, Quantize, Reduce, ReduceFn, Requantize, Reshape, Slice, SliceAxis,
+    SliceGrad, Transpose, TypeError, Unary, UnaryFn, Wrt,
 };
 pub use ty::{DType, Elem, QuantScheme, Shape, TensorType};
 pub use verify::{VerifyError, verify};

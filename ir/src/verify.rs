@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    ConstData, ConstError, Constant, Elem, Graph, NodeId, Op, QuantScheme, TensorType, TypeError, UnaryFn,
-    fixed::Multiplier,
+    ConstData, ConstError, Constant, Elem, FakeQuant, Grad, Graph, NodeId, Op, QuantScheme, TensorType, TypeError,
+    UnaryFn, fixed::Multiplier,
 };
 
 /// Elements of a scale that are read, and how many at a time.
@@ -205,11 +205,7 @@ fn verify_numbers(node: &Reader<'_>) -> Result<(), VerifyError> {
         | Op::QLinear(_) => Ok(()),
         Op::Unary(unary) => node.function(unary.f),
         Op::Linear(linear) => linear.act.map_or(Ok(()), |f| node.function(f)),
-        Op::FakeQuant(fake) => {
-            node.scale(1, "the scale")?;
-            let (lo, hi) = (fake.scheme.lo(), fake.scheme.hi());
-            node.each(2, "the zero point", &in_range(lo, hi), |z| in_bounds(z, lo, hi))
-        }
+        Op::FakeQuant(fake) => node.quantizer(fake, true),
         Op::Quantize(quantize) => {
             node.scale(1, "the factor")?;
             node.zero_point(quantize.zero_point, quantize.scheme)
@@ -240,6 +236,13 @@ fn verify_numbers(node: &Reader<'_>) -> Result<(), VerifyError> {
         Op::LinearWq(linear) => {
             node.scale(2, "the scale")?;
             linear.act.map_or(Ok(()), |f| node.function(f))
+        }
+        Op::Grad(Grad::Unary(unary)) => node.function(unary.f),
+        Op::Grad(Grad::Binary(_) | Grad::Reduce(_) | Grad::Slice(_)) => Ok(()),
+        Op::Grad(Grad::FakeQuant(grad)) => {
+            // `(x, s, z, g)`, not `(x, s, g)`.
+            let has_zero_point = node.graph.operands(node.id).len() == 4;
+            node.quantizer(&grad.fake, has_zero_point)
         }
     }
 }
@@ -293,6 +296,16 @@ impl Reader<'_> {
 
     fn scale(&self, slot: usize, what: &str) -> Result<(), VerifyError> {
         self.each(slot, what, "positive and finite", |s| s > 0.0 && s.is_finite())
+    }
+
+    /// The scale of `(x, s, ..)`, and the zero point if operand 2 is one.
+    fn quantizer(&self, fake: &FakeQuant, has_zero_point: bool) -> Result<(), VerifyError> {
+        self.scale(1, "the scale")?;
+        if !has_zero_point {
+            return Ok(());
+        }
+        let (lo, hi) = (fake.scheme.lo(), fake.scheme.hi());
+        self.each(2, "the zero point", &in_range(lo, hi), |z| in_bounds(z, lo, hi))
     }
 
     /// A zero point may lie outside of the codes used: a `clip` above zero was
@@ -497,6 +510,12 @@ mod tests {
             "node `y`: the multiplier, element 0 is -40001, must be odd, 32769 to 65535"
         );
         assert_eq!(requantize("40001", "63"), "node `y`: the shift, element 0 is 63, must be 1 to 62");
+        let lines = "%s = const [1.0] : f32[] %y = fake_quant_grad %x, %s, %x {s4, wrt = 0} : f32[1, 2]";
+        verify(&text::parse(&format!("graph @g(%x: f32[1, 2]) -> (%x) {{ {lines} }}")).unwrap()).unwrap();
+        assert_eq!(
+            broken_text(&lines.replace("[1.0]", "[0.0]")),
+            "node `y`: the scale is 0, must be positive and finite"
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use support::{Dice, random_graph, random_inputs};
 
 const FLOAT: &str = include_str!("samples/float.qir");
 const QUANT: &str = include_str!("samples/quant.qir");
+const GRAD: &str = include_str!("samples/grad.qir");
 
 fn error(text: &str) -> String {
     match text::parse(text) {
@@ -29,7 +30,7 @@ fn body_error(lines: &str) -> String {
 
 #[test]
 fn samples_print_as_they_stand() {
-    for sample in [FLOAT, QUANT] {
+    for sample in [FLOAT, QUANT, GRAD] {
         let graph = text::parse(sample).unwrap();
         verify(&graph).unwrap();
         assert_eq!(text::print(&graph), sample);

@@ -94,7 +94,8 @@ fn simpler(graph: &Graph, id: NodeId) -> Option<Rewrite> {
         | Op::Requantize(_)
         | Op::Lookup(_)
         | Op::Dequantize(_)
-        | Op::LinearWq(_) => None,
+        | Op::LinearWq(_)
+        | Op::Grad(_) => None,
     }
 }
 

@@ -82,7 +82,8 @@ fn is_foldable(op: &Op) -> bool {
         | Op::Requantize(_)
         | Op::Lookup(_)
         | Op::Dequantize(_)
-        | Op::LinearWq(_) => false,
+        | Op::LinearWq(_)
+        | Op::Grad(_) => false,
     }
 }
 

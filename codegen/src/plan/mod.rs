@@ -211,6 +211,9 @@ impl Builder<'_> {
             Op::Lookup(_) => self.lookup(node, fusions),
             Op::Dequantize(op) => self.dequantize(node, op),
             Op::LinearWq(op) => self.linear_wq(node, op, placement),
+            Op::Grad(_) => {
+                Err(self.unsupported(node, "an artifact holds no backward graph; compile the graph without gradients"))
+            }
         }
     }
 

@@ -100,7 +100,8 @@ fn is_anchor(op: &Op) -> bool {
         | Op::Cast(_)
         | Op::FakeQuant(_)
         | Op::Quantize(_)
-        | Op::Dequantize(_) => false,
+        | Op::Dequantize(_)
+        | Op::Grad(_) => false,
     }
 }
 
@@ -123,6 +124,7 @@ fn is_host(op: &Op) -> bool {
         | Op::Expand(_)
         | Op::Reduce(_)
         | Op::Cast(_)
-        | Op::FakeQuant(_) => false,
+        | Op::FakeQuant(_)
+        | Op::Grad(_) => false,
     }
 }

@@ -288,6 +288,7 @@ pub(crate) fn code_range(graph: &Graph, value: ValueId) -> (i32, i32) {
         | Op::FakeQuant(_)
         | Op::QLinear(_)
         | Op::Dequantize(_)
-        | Op::LinearWq(_) => whole(),
+        | Op::LinearWq(_)
+        | Op::Grad(_) => whole(),
     }
 }

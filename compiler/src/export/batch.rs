@@ -45,6 +45,8 @@ fn by_rows(graph: &Graph, id: NodeId, batch: usize) -> bool {
         }
         Op::Concat(concat) => concat.axis != 0 && operands.iter().all(|&value| graph.const_of(value).is_none()),
         Op::Reduce(reduce) => !reduce.axes.contains(&0),
+        // No export writes these.
+        Op::Grad(_) => false,
     }
 }
 

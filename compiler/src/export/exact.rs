@@ -108,6 +108,9 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
         Op::Requantize(requantize) => emit_requantize(emitter, id, requantize),
         Op::Lookup(_) => emit_lookup(emitter, id),
         Op::Dequantize(dequantize) => emit_dequantize(emitter, id, dequantize),
+        Op::Grad(_) => {
+            Err(emitter.unsupported(id, "ONNX has no operation for gradients; export the graph without them"))
+        }
     }
 }
 

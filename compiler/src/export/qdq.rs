@@ -115,6 +115,9 @@ impl<'g> Qdq<'g> {
             Op::FakeQuant(_) => {
                 Err(self.emitter.unsupported(id, "it has no codes yet; run the pass `lower-quant` first"))
             }
+            Op::Grad(_) => {
+                Err(self.emitter.unsupported(id, "ONNX has no operation for gradients; export the graph without them"))
+            }
             Op::Const(_) | Op::QLinear(_) => Err(self.emitter.unsupported(id, "it is written by its readers")),
         }
     }

@@ -61,7 +61,8 @@ pub(super) fn emit(emitter: &mut Emitter<'_>, id: NodeId, xs: &[Tensor], out: &s
         | Op::Requantize(_)
         | Op::Lookup(_)
         | Op::Dequantize(_)
-        | Op::LinearWq(_) => return Err(emitter.unsupported(id, "it is not a shape operation")),
+        | Op::LinearWq(_)
+        | Op::Grad(_) => return Err(emitter.unsupported(id, "it is not a shape operation")),
     }
     Ok(Tensor::new(out, x.ty))
 }

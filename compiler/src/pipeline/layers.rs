@@ -64,7 +64,8 @@ fn layer(graph: &Graph, id: NodeId, lowering: Option<&LoweringReport>) -> Option
         | Op::FakeQuant(_)
         | Op::Quantize(_)
         | Op::Requantize(_)
-        | Op::Dequantize(_) => None,
+        | Op::Dequantize(_)
+        | Op::Grad(_) => None,
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod elementwise;
 mod error;
+mod grad;
 mod linear;
 mod quant;
 mod reduce;
@@ -244,6 +245,7 @@ fn eval(node: &Node, operands: &[&Tensor]) -> Result<Tensor, InterpError> {
         Op::Requantize(requantize) => quant::requantize(requantize, operands),
         Op::Lookup(_) => quant::lookup(operands),
         Op::Dequantize(dequantize) => quant::dequantize(dequantize, operands),
+        Op::Grad(op) => grad::grad(op, operands, ty),
     }
     .map_err(|why| fault(node, why))?;
     let value = Tensor { ty: ty.clone(), data };

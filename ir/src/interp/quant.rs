@@ -14,17 +14,7 @@ pub(super) fn fake_quant(fake: &FakeQuant, operands: &[&Tensor]) -> Result<Data,
     let (x, s) = (f32s(operands, 0)?, f32s(operands, 1)?);
     let z = if operands.len() > 2 { ints(operands, 2)?.first().copied().unwrap_or(0) as f32 } else { 0.0 };
     let (lo, hi) = (fake.lo as f32, fake.hi as f32);
-    let shape = &tensor(operands, 0)?.ty.shape;
-    // Elements behind one index of the channel axis.
-    let inner: usize = fake.axis.and_then(|axis| shape.get(axis + 1..)).map_or(1, |rest| rest.iter().product());
-    let channel = |i: usize| match (fake.axis, fake.group) {
-        (None, _) => 0,
-        (Some(axis), None) => i / inner.max(1) % shape.get(axis).copied().unwrap_or(1).max(1),
-        (Some(_), Some(group)) => {
-            let n = shape.last().copied().unwrap_or(1).max(1);
-            i / n / group.max(1) * n + i % n
-        }
-    };
+    let channel = channel(fake, &tensor(operands, 0)?.ty.shape);
     let one = |(i, &x): (usize, &f32)| {
         let s = s.get(channel(i)).copied().ok_or(Fault::Internal("a channel without a scale"))?;
         let code = (x / s).round_ties_even() + z;
@@ -34,6 +24,20 @@ pub(super) fn fake_quant(fake: &FakeQuant, operands: &[&Tensor]) -> Result<Data,
         Ok(s * (code - z))
     };
     x.iter().enumerate().map(one).collect::<Result<_, _>>().map(Data::F32)
+}
+
+/// Which scale element `i` of a tensor of this shape has.
+pub(super) fn channel(fake: &FakeQuant, shape: &[usize]) -> impl Fn(usize) -> usize {
+    // Elements behind one index of the channel axis.
+    let inner: usize = fake.axis.and_then(|axis| shape.get(axis + 1..)).map_or(1, |rest| rest.iter().product());
+    let extent = fake.axis.and_then(|axis| shape.get(axis)).map_or(1, |&extent| extent.max(1));
+    let n = shape.last().map_or(1, |&n| n.max(1));
+    let (axis, group) = (fake.axis, fake.group);
+    move |i| match (axis, group) {
+        (None, _) => 0,
+        (Some(_), None) => i / inner.max(1) % extent,
+        (Some(_), Some(group)) => i / n / group.max(1) * n + i % n,
+    }
 }
 
 /// `clamp(rne(x * r) + z, lo, hi)`, the product rounded to `f32`.

@@ -12,15 +12,7 @@ use super::{
 /// `-inf`. NaN wins over every other number.
 pub(super) fn reduce(reduce: &Reduce, operands: &[&Tensor]) -> Result<Data, Fault> {
     let elements = f32s(operands, 0)?;
-    let shape = &tensor(operands, 0)?.ty.shape;
-    let strides = strides(shape);
-    let view = |reduced: bool| {
-        let all = shape.iter().copied().zip(strides.iter().copied()).enumerate();
-        let axes: Vec<(usize, isize)> =
-            all.filter(|(axis, _)| reduce.axes.contains(axis) == reduced).map(|(_, axis)| axis).collect();
-        offsets(0, &axes)
-    };
-    let inner = view(true);
+    let Views { inner, outer } = Views::new(&tensor(operands, 0)?.ty.shape, &reduce.axes);
     let one = |outer: usize| {
         let numbers = inner.iter().map(|&i| elements.get(outer + i).copied().unwrap_or(f32::NAN));
         match reduce.f {
@@ -30,7 +22,28 @@ pub(super) fn reduce(reduce: &Reduce, operands: &[&Tensor]) -> Result<Data, Faul
             ReduceFn::Max => numbers.fold(f32::NEG_INFINITY, |max, x| BinaryFn::Max.eval_f32(max, x)),
         }
     };
-    Ok(Data::F32(view(false).into_iter().map(one).collect()))
+    Ok(Data::F32(outer.into_iter().map(one).collect()))
+}
+
+/// A tensor as numbers that become one, and places where that happens.
+pub(super) struct Views {
+    /// Offsets of the numbers from the first of them.
+    pub(super) inner: Vec<usize>,
+    /// Where the first of them lies, for every element of the result.
+    pub(super) outer: Vec<usize>,
+}
+
+impl Views {
+    pub(super) fn new(shape: &[usize], reduced: &[usize]) -> Self {
+        let strides = strides(shape);
+        let view = |is_reduced: bool| {
+            let all = shape.iter().copied().zip(strides.iter().copied()).enumerate();
+            let axes: Vec<(usize, isize)> =
+                all.filter(|(axis, _)| reduced.contains(axis) == is_reduced).map(|(_, axis)| axis).collect();
+            offsets(0, &axes)
+        };
+        Self { inner: view(true), outer: view(false) }
+    }
 }
 
 #[cfg(test)]

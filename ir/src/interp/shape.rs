@@ -76,11 +76,16 @@ pub(super) fn transpose(transpose: &Transpose, operands: &[&Tensor]) -> Result<D
 
 pub(super) fn slice(slice: &Slice, operands: &[&Tensor]) -> Result<Data, Fault> {
     let x = tensor(operands, 0)?;
-    let strides = strides(&x.ty.shape);
+    gather(&x.data, &slice_offsets(slice, &x.ty.shape))
+}
+
+/// Where the elements of a slice lie in a tensor of this shape.
+pub(super) fn slice_offsets(slice: &Slice, shape: &[usize]) -> Vec<usize> {
+    let strides = strides(shape);
     let parts = || slice.axes.iter().zip(&strides);
     let start = parts().map(|(axis, &stride)| axis.start * stride as usize).sum();
     let axes: Vec<(usize, isize)> = parts().map(|(axis, &stride)| (axis.len, axis.step.wrapping_mul(stride))).collect();
-    gather(&x.data, &offsets(start, &axes))
+    offsets(start, &axes)
 }
 
 pub(super) fn expand(operands: &[&Tensor], ty: &TensorType) -> Result<Data, Fault> {

@@ -66,6 +66,7 @@ impl Op {
                 _ => Err(self.mismatch("codes or i32 and a scale f64[1] or f64[N]", operands)),
             },
             Self::LinearWq(linear) => self.infer_linear_wq(linear, operands),
+            Self::Grad(grad) => grad.infer(operands),
         }?;
         Ok(vec![one])
     }
@@ -258,7 +259,7 @@ fn code_range_fits(scheme: QuantScheme, lo: i32, hi: i32) -> bool {
 }
 
 /// NumPy broadcasting of two shapes.
-fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let extent = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |at| shape[at]);
     (0..rank)

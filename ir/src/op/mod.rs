@@ -3,14 +3,18 @@
 //! Three layers share it. *Float* operations come from the frontend;
 //! [`FakeQuant`] marks where codes will be; the *integer* operations are what
 //! `lower-quant` makes of both, and their results are defined by integer
-//! arithmetic alone. Matches over [`Op`] name every variant, so the compiler
+//! arithmetic alone. [`Grad`] stands beside them: only backward graphs hold it,
+//! and only the interpreter and the training executor run it. Matches over [`Op`] name every variant, so the compiler
 //! lists the places that must decide when one is added.
 
+mod grad;
 mod infer;
 
 use std::fmt;
 
 use crate::{ConstId, DType, QuantScheme, TensorType};
+
+pub use grad::{BinaryGrad, FakeQuantGrad, Grad, SliceGrad, Wrt};
 
 /// What a [`Node`](crate::Node) computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +59,8 @@ pub enum Op {
     Dequantize(Dequantize),
     /// Weight-only quantization: `act(sum_k x[.., k] * (w[k, N] * s[k / G, N]) + b[N])`.
     LinearWq(LinearWq),
+    /// A piece of a backward graph: a derivative times the gradient of a result.
+    Grad(Grad),
 }
 
 /// See [`Op::Input`].
@@ -486,6 +492,7 @@ impl Op {
             Self::Lookup(_) => "lookup",
             Self::Dequantize(_) => "dequantize",
             Self::LinearWq(_) => "linear_wq",
+            Self::Grad(grad) => grad.name(),
         }
     }
 }

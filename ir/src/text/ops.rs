@@ -1,9 +1,9 @@
 //! Operations from their names and attributes.
 
 use crate::{
-    Binary, BinaryFn, Cast, Concat, Dequantize, Elem, Expand, FakeQuant, Linear, LinearWq, Lookup, MatMul, Op, QLinear,
-    QuantScheme, Quantize, Reduce, ReduceFn, Requantize, Reshape, Slice, SliceAxis, TensorType, Transpose, Unary,
-    UnaryFn,
+    Binary, BinaryFn, BinaryGrad, Cast, Concat, Dequantize, Elem, Expand, FakeQuant, FakeQuantGrad, Grad, Linear,
+    LinearWq, Lookup, MatMul, Op, QLinear, QuantScheme, Quantize, Reduce, ReduceFn, Requantize, Reshape, Slice,
+    SliceAxis, SliceGrad, TensorType, Transpose, Unary, UnaryFn, Wrt,
 };
 
 use super::{
@@ -91,10 +91,14 @@ impl<'a> Attributes<'a> {
     }
 
     fn act(&mut self) -> Result<Option<UnaryFn>, ParseError> {
-        let Some(attribute) = self.take("act") else { return Ok(None) };
+        self.unary_fn("act")
+    }
+
+    fn unary_fn(&mut self, key: &str) -> Result<Option<UnaryFn>, ParseError> {
+        let Some(attribute) = self.take(key) else { return Ok(None) };
         let at = attribute.at;
         let Value::Call(name, args) = attribute.value else {
-            return Err(self.expected("a function such as `act = relu`", attribute.key, at));
+            return Err(self.expected(format!("a function such as `{key} = relu`"), attribute.key, at));
         };
         let mut args = args.into_iter();
         let param = |key| match args.next() {
@@ -148,12 +152,7 @@ impl<'a> Attributes<'a> {
                 Elem::Plain(to) => Op::Cast(Cast { to }),
                 Elem::Code(_) => return Err(self.expected("a plain type", &declared.to_string(), self.at)),
             },
-            "fake_quant" => {
-                let scheme = self.scheme()?;
-                let (lo, hi) = self.range(scheme)?;
-                let (axis, group) = (self.number("axis", parse)?, self.number("group", parse)?);
-                Op::FakeQuant(FakeQuant { scheme, lo, hi, axis, group })
-            }
+            "fake_quant" => Op::FakeQuant(self.quantizer()?),
             "quantize" => {
                 let scheme = self.declared_scheme(declared)?;
                 let (lo, hi) = self.range(scheme)?;
@@ -173,6 +172,26 @@ impl<'a> Attributes<'a> {
                 let group = self.required("group", parse)?;
                 Op::LinearWq(LinearWq { group, act: self.act()? })
             }
+            "unary_grad" => {
+                let f = self.unary_fn("f")?.ok_or_else(|| self.missing("f", ""))?;
+                Op::Grad(Grad::Unary(Unary { f }))
+            }
+            "binary_grad" => {
+                let f = self.one_of("f", &BinaryFn::ALL, BinaryFn::name)?;
+                Op::Grad(Grad::Binary(BinaryGrad { f, wrt: self.wrt()? }))
+            }
+            "reduce_grad" => {
+                let f = self.one_of("f", &ReduceFn::ALL, ReduceFn::name)?;
+                Op::Grad(Grad::Reduce(self.reduce(f)?))
+            }
+            "slice_grad" => {
+                let shape = declared.shape.clone();
+                Op::Grad(Grad::Slice(SliceGrad { slice: self.slice()?, shape }))
+            }
+            "fake_quant_grad" => {
+                let fake = self.quantizer()?;
+                Op::Grad(Grad::FakeQuant(FakeQuantGrad { fake, wrt: self.wrt()? }))
+            }
             name => self.function(name)?,
         };
         match self.list.first() {
@@ -182,6 +201,33 @@ impl<'a> Attributes<'a> {
             }
             None => Ok(op),
         }
+    }
+
+    fn quantizer(&mut self) -> Result<FakeQuant, ParseError> {
+        let scheme = self.scheme()?;
+        let (lo, hi) = self.range(scheme)?;
+        let (axis, group) = (self.number("axis", parse)?, self.number("group", parse)?);
+        Ok(FakeQuant { scheme, lo, hi, axis, group })
+    }
+
+    fn wrt(&mut self) -> Result<Wrt, ParseError> {
+        self.required("wrt", |text| [Wrt::First, Wrt::Second].into_iter().find(|wrt| wrt.slot().to_string() == text))
+    }
+
+    /// A function by its name.
+    fn one_of<T: Copy>(&mut self, key: &'static str, all: &[T], name: fn(T) -> &'static str) -> Result<T, ParseError> {
+        let attribute = self.take(key).ok_or_else(|| self.missing(key, ""))?;
+        let found = match &attribute.value {
+            Value::Call(found, args) if args.is_empty() => *found,
+            Value::Call(..) | Value::Flag | Value::Number(_) | Value::List(_) => attribute.key,
+        };
+        let f = all.iter().copied().find(|&f| name(f) == found);
+        f.ok_or_else(|| self.expected("the name of a function", found, attribute.at))
+    }
+
+    fn reduce(&mut self, f: ReduceFn) -> Result<Reduce, ParseError> {
+        let axes = self.required_list("axes", parse)?;
+        Ok(Reduce { f, axes, keep_dims: self.flag("keep_dims")? })
     }
 
     fn slice(&mut self) -> Result<Slice, ParseError> {
@@ -201,9 +247,7 @@ impl<'a> Attributes<'a> {
             return Ok(Op::Binary(Binary { f }));
         }
         if let Some(f) = ReduceFn::ALL.into_iter().find(|f| f.name() == name) {
-            let axes = self.required_list("axes", parse)?;
-            let keep_dims = self.flag("keep_dims")?;
-            return Ok(Op::Reduce(Reduce { f, axes, keep_dims }));
+            return Ok(Op::Reduce(self.reduce(f)?));
         }
         match function::by_name(name, |key| self.required(key, parameter))? {
             Some(f) => Ok(Op::Unary(Unary { f })),

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 use crate::{
-    ConstData, Constant, Elem, Graph, NodeId, Op, Origin, QuantScheme, TensorType, UnaryFn, ValueId,
-    eq::canonical_order,
+    ConstData, Constant, Elem, FakeQuant, Grad, Graph, NodeId, Op, Origin, QuantScheme, Reduce, Slice, TensorType,
+    UnaryFn, ValueId, eq::canonical_order,
 };
 
 use super::{
@@ -151,31 +151,10 @@ fn attributes(op: &Op) -> Vec<String> {
         }
         Op::Linear(linear) => act(linear.act),
         Op::Transpose(transpose) => vec![format!("perm = {:?}", transpose.perm)],
-        Op::Slice(slice) => {
-            let starts: Vec<usize> = slice.axes.iter().map(|axis| axis.start).collect();
-            let lens: Vec<usize> = slice.axes.iter().map(|axis| axis.len).collect();
-            let steps: Vec<isize> = slice.axes.iter().map(|axis| axis.step).collect();
-            let mut out = vec![format!("start = {starts:?}"), format!("len = {lens:?}")];
-            if steps.iter().any(|&step| step != 1) {
-                out.push(format!("step = {steps:?}"));
-            }
-            out
-        }
+        Op::Slice(slice) => slice_axes(slice),
         Op::Concat(concat) => vec![format!("axis = {}", concat.axis)],
-        Op::Reduce(reduce) => {
-            let mut out = vec![format!("axes = {:?}", reduce.axes)];
-            if reduce.keep_dims {
-                out.push("keep_dims".to_owned());
-            }
-            out
-        }
-        Op::FakeQuant(fake) => {
-            let mut out = vec![fake.scheme.to_string()];
-            out.extend(range(fake.scheme, fake.lo, fake.hi));
-            out.extend(fake.axis.map(|axis| format!("axis = {axis}")));
-            out.extend(fake.group.map(|group| format!("group = {group}")));
-            out
-        }
+        Op::Reduce(reduce) => reduced(reduce),
+        Op::FakeQuant(fake) => quantizer(fake),
         Op::Quantize(quantize) => {
             let mut out = range(quantize.scheme, quantize.lo, quantize.hi);
             out.extend(zero_point(quantize.zero_point));
@@ -192,7 +171,45 @@ fn attributes(op: &Op) -> Vec<String> {
             out.extend(act(linear.act));
             out
         }
+        Op::Grad(grad) => grad_attributes(grad),
     }
+}
+
+fn grad_attributes(grad: &Grad) -> Vec<String> {
+    match grad {
+        Grad::Unary(unary) => vec![format!("f = {}", function::call(unary.f))],
+        Grad::Binary(grad) => vec![format!("f = {}", grad.f.name()), format!("wrt = {}", grad.wrt.slot())],
+        Grad::Reduce(reduce) => [vec![format!("f = {}", reduce.f.name())], reduced(reduce)].concat(),
+        Grad::Slice(grad) => slice_axes(&grad.slice),
+        Grad::FakeQuant(grad) => [quantizer(&grad.fake), vec![format!("wrt = {}", grad.wrt.slot())]].concat(),
+    }
+}
+
+fn slice_axes(slice: &Slice) -> Vec<String> {
+    let starts: Vec<usize> = slice.axes.iter().map(|axis| axis.start).collect();
+    let lens: Vec<usize> = slice.axes.iter().map(|axis| axis.len).collect();
+    let steps: Vec<isize> = slice.axes.iter().map(|axis| axis.step).collect();
+    let mut out = vec![format!("start = {starts:?}"), format!("len = {lens:?}")];
+    if steps.iter().any(|&step| step != 1) {
+        out.push(format!("step = {steps:?}"));
+    }
+    out
+}
+
+fn reduced(reduce: &Reduce) -> Vec<String> {
+    let mut out = vec![format!("axes = {:?}", reduce.axes)];
+    if reduce.keep_dims {
+        out.push("keep_dims".to_owned());
+    }
+    out
+}
+
+fn quantizer(fake: &FakeQuant) -> Vec<String> {
+    let mut out = vec![fake.scheme.to_string()];
+    out.extend(range(fake.scheme, fake.lo, fake.hi));
+    out.extend(fake.axis.map(|axis| format!("axis = {axis}")));
+    out.extend(fake.group.map(|group| format!("group = {group}")));
+    out
 }
 
 fn act(act: Option<UnaryFn>) -> Vec<String> {

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use qail_ir::{
-    Binary, BinaryFn, Cast, Concat, ConstData, ConstSource, Constant, DType, Dequantize, Elem, Expand, FakeQuant,
-    Graph, Linear, LinearWq, Lookup, MatMul, Op, Origin, QLinear, QuantScheme, Quantize, Reduce, ReduceFn, Requantize,
-    Reshape, Slice, SliceAxis, TensorType, Transpose, Unary, UnaryFn, ValueId, interp::Tensor,
+    Binary, BinaryFn, BinaryGrad, Cast, Concat, ConstData, ConstSource, Constant, DType, Dequantize, Elem, Expand,
+    FakeQuant, FakeQuantGrad, Grad, Graph, Linear, LinearWq, Lookup, MatMul, Op, Origin, QLinear, QuantScheme,
+    Quantize, Reduce, ReduceFn, Requantize, Reshape, Slice, SliceAxis, SliceGrad, TensorType, Transpose, Unary,
+    UnaryFn, ValueId, Wrt, interp::Tensor,
 };
 
 /// A counter-based generator: the same numbers everywhere.
@@ -161,7 +162,7 @@ impl Builder {
         let f = function(&mut self.dice);
         let act = self.dice.flip().then_some(f);
         let scheme = scheme(&mut self.dice);
-        match self.dice.below(22) {
+        match self.dice.below(24) {
             0 => {
                 let elem = elem(&mut self.dice);
                 let shape = shape(&mut self.dice);
@@ -259,12 +260,42 @@ impl Builder {
                     self.add(Op::Dequantize(Dequantize { zero_point }), &[x, s]);
                 }
             }
+            21 => self.grad(x, &ty, f),
+            22 => {
+                // The scale of the quantizer that is differentiated.
+                let wrt = if self.dice.flip() { Wrt::First } else { Wrt::Second };
+                let s = self.positive(TensorType::f32([]));
+                let fake = FakeQuant { scheme, lo: scheme.lo(), hi: scheme.hi(), axis: None, group: None };
+                self.add(Op::Grad(Grad::FakeQuant(FakeQuantGrad { fake, wrt })), &[x, s, x]);
+            }
             _ => {
                 let group = 1 + self.dice.below(4);
                 let w = self.constant(TensorType::code(scheme, [last, n]), true);
                 let s = self.positive(TensorType::f32([last.div_ceil(group), n]));
                 let b = self.constant(TensorType::f32([n]), true);
                 self.add(Op::LinearWq(LinearWq { group, act }), &[x, w, s, b]);
+            }
+        }
+    }
+}
+
+impl Builder {
+    fn grad(&mut self, x: ValueId, ty: &TensorType, f: UnaryFn) {
+        let wrt = if self.dice.flip() { Wrt::First } else { Wrt::Second };
+        match self.dice.below(4) {
+            0 => self.add(Op::Grad(Grad::Unary(Unary { f })), &[x, x]),
+            1 => {
+                let f = self.dice.pick(&BinaryFn::ALL);
+                self.add(Op::Grad(Grad::Binary(BinaryGrad { f, wrt })), &[x, x, x]);
+            }
+            2 => {
+                let f = self.dice.pick(&[ReduceFn::Min, ReduceFn::Max]);
+                self.add(Op::Grad(Grad::Reduce(Reduce { f, axes: vec![], keep_dims: false })), &[x, x]);
+            }
+            _ => {
+                let axes = ty.shape.iter().map(|&len| SliceAxis { start: len, len, step: 2 }).collect();
+                let shape = ty.shape.iter().map(|&len| 3 * len).collect();
+                self.add(Op::Grad(Grad::Slice(SliceGrad { slice: Slice { axes }, shape })), &[x]);
             }
         }
     }
