@@ -4,8 +4,12 @@ use qail_ir::{Constant, DType, FakeQuant, Graph, NodeId, Op, Origin, QLinear, Te
 
 use super::Lowering;
 use crate::{
-    PassContext, PassError,
-    quant::{CodeInfo, LoweredLayer, is_placeholder, weight_code},
+    PassError,
+    quant::{
+        LoweredLayer, is_placeholder,
+        region::{self, BiasCodes, ColumnSums, Overflow, QuantizedLayer},
+        weight_code,
+    },
     rewrite,
 };
 
@@ -22,42 +26,41 @@ pub(super) struct Layer {
     pub(super) report: LoweredLayer,
 }
 
-/// Quantized weights and bias of an old layer.
+/// Numbers of an old layer.
 struct Parameters {
-    quantizer: ValueId,
-    fake: FakeQuant,
-    k: usize,
-    n: usize,
     w: Vec<f64>,
     steps: Vec<f32>,
     b: Vec<f64>,
 }
 
 impl Lowering {
-    /// Adds the `qlinear` of an old `linear`, if its operands are quantized.
+    /// Adds the `qlinear` of an old `linear` whose operands are quantized.
     pub(super) fn lower_layer(
         &mut self,
         graph: &mut Graph,
         id: NodeId,
+        quantized: &QuantizedLayer,
         act: Option<UnaryFn>,
-        cx: &mut PassContext<'_>,
     ) -> Result<(), PassError> {
-        let [x, _, _] = graph.operands(id)[..] else { return Ok(()) };
-        let parameters = parameters(graph, id)?;
-        let input = self.codes.get(&x).cloned();
-        let (Some((codes, info)), Some(parameters)) = (input, parameters) else {
-            cx.declined(graph, id, "its input or its weights are not quantized; it stays in floats");
-            self.float_layers.push(graph.node(id).name.clone());
-            return Ok(());
+        let missing = || PassError::Internal {
+            node: graph.node(id).name.clone(),
+            invariant: "the input of a layer on codes was lowered",
         };
+        let input = graph.operands(id).first().and_then(|x| self.codes.get(x)).cloned();
+        let (codes, info) = input.ok_or_else(missing)?;
+        let parameters = Parameters::read(graph, id, quantized)?;
         let node = graph.node(id).clone();
-        let Parameters { k, n, .. } = parameters;
-        let scheme = parameters.fake.scheme;
-        let exit_scales: Vec<f64> = parameters.steps.iter().map(|&s_w| info.step * f64::from(s_w)).collect();
-        let w: Vec<i64> = codes_of(&parameters).collect();
-        let (b, bound, column_sums) = bias(&node.name, &w, &parameters.b, &exit_scales, &info)?;
+        let QuantizedLayer { k, n, quantizer, ref fake, .. } = *quantized;
+        let scheme = fake.scheme;
+        let exit_scales = region::exit_scales(info.step, &parameters.steps);
+        let w: Vec<i64> = parameters.codes(fake).collect();
+        let columns = column_sums(&w, n);
+        let BiasCodes { codes: b, bound } =
+            region::bias_codes(&parameters.b, &exit_scales, &columns, &info).map_err(|overflow| {
+                let Overflow { channel, bound } = overflow;
+                PassError::Overflow { node: node.name.clone(), channel, bound }
+            })?;
 
-        let quantizer = parameters.quantizer;
         let weights = match self.weights.get(&quantizer) {
             Some(&known) => known,
             None => {
@@ -83,7 +86,7 @@ impl Lowering {
             bias: graph.node(bias.node).name.clone(),
             weight_scheme: scheme,
             nominal_scales: parameters.steps,
-            column_sums,
+            column_sums: columns.iter().map(|column| column.sum).collect(),
             k,
             n,
             bound,
@@ -97,24 +100,34 @@ impl Lowering {
     }
 }
 
-/// Quantized weights and constant bias of a layer; `None` if they are not that.
-fn parameters(graph: &Graph, id: NodeId) -> Result<Option<Parameters>, PassError> {
-    let [_, quantizer, b] = graph.operands(id)[..] else { return Ok(None) };
-    let Op::FakeQuant(fake @ FakeQuant { axis: Some(1), group: None, .. }) = graph.op(quantizer) else {
-        return Ok(None);
-    };
-    let operands = graph.operands(quantizer.node);
-    let (w, scale) = match operands[..] {
-        [w, scale] => (w, scale),
-        [w, scale, z] if rewrite::const_f64(graph, z)?.is_some_and(|z| z.iter().all(|z| *z == 0.0)) => (w, scale),
-        _ => return Ok(None),
-    };
-    let [k, n] = graph.ty(w).shape[..] else { return Ok(None) };
-    let (Some(elements), Some(b)) = (rewrite::const_f64(graph, w)?, rewrite::const_f64(graph, b)?) else {
-        return Ok(None);
-    };
-    let steps = checked_steps(graph, quantizer.node, scale)?;
-    Ok(Some(Parameters { quantizer, fake: fake.clone(), k, n, w: elements, steps, b }))
+impl Parameters {
+    fn read(graph: &Graph, id: NodeId, layer: &QuantizedLayer) -> Result<Self, PassError> {
+        let missing = || PassError::Internal {
+            node: graph.node(id).name.clone(),
+            invariant: "weights and bias of a layer on codes are constants",
+        };
+        let w = rewrite::const_f64(graph, layer.w)?.ok_or_else(missing)?;
+        let b = rewrite::const_f64(graph, layer.bias)?.ok_or_else(missing)?;
+        let steps = checked_steps(graph, layer.quantizer.node, layer.scale)?;
+        Ok(Self { w, steps, b })
+    }
+
+    fn codes(&self, fake: &FakeQuant) -> impl Iterator<Item = i64> {
+        let (lo, hi) = (fake.lo, fake.hi);
+        let steps = self.steps.iter().cycle();
+        self.w.iter().zip(steps).map(move |(&w, &step)| i64::from(weight_code(w, step, lo, hi)))
+    }
+}
+
+fn column_sums(w: &[i64], n: usize) -> Vec<ColumnSums> {
+    let mut sums = vec![ColumnSums::default(); n];
+    for row in w.chunks_exact(n.max(1)) {
+        for (w, column) in row.iter().zip(&mut sums) {
+            column.sum += w;
+            column.magnitude += w.abs();
+        }
+    }
+    sums
 }
 
 /// The steps of a quantizer: constant, calibrated, positive.
@@ -128,54 +141,8 @@ pub(super) fn checked_steps(graph: &Graph, quantizer: NodeId, scale: ValueId) ->
         return Err(PassError::Unsupported { node: node(), reason });
     }
     let steps = constant.all_f32().map_err(|source| PassError::Const { node: node(), source })?;
-    match steps.iter().position(|step| !(step.is_normal() && *step > 0.0)) {
-        Some(index) => {
-            Err(PassError::Step { node: node(), index, step: steps.get(index).copied().map_or(f64::NAN, f64::from) })
-        }
+    match region::wrong_step(&steps) {
+        Some((index, step)) => Err(PassError::Step { node: node(), index, step: f64::from(step) }),
         None => Ok(steps),
     }
-}
-
-fn codes_of(parameters: &Parameters) -> impl Iterator<Item = i64> {
-    let FakeQuant { lo, hi, .. } = parameters.fake;
-    let steps = parameters.steps.iter().cycle();
-    parameters.w.iter().zip(steps).map(move |(&w, &step)| i64::from(weight_code(w, step, lo, hi)))
-}
-
-/// Bias codes, the largest bound of an accumulator, and the sums of the columns.
-fn bias(
-    node: &str,
-    w: &[i64],
-    b: &[f64],
-    exit_scales: &[f64],
-    input: &CodeInfo,
-) -> Result<(Vec<i64>, i64, Vec<i64>), PassError> {
-    let n = exit_scales.len();
-    let mut sums = vec![0i64; n];
-    let mut magnitudes = vec![0i64; n];
-    for row in w.chunks_exact(n.max(1)) {
-        for ((w, sum), magnitude) in row.iter().zip(&mut sums).zip(&mut magnitudes) {
-            *sum += w;
-            *magnitude += w.abs();
-        }
-    }
-    let mut codes = Vec::with_capacity(n);
-    let mut largest = 0i64;
-    for (channel, ((b, scale), (sum, magnitude))) in
-        b.iter().zip(exit_scales).zip(sums.iter().zip(&magnitudes)).enumerate()
-    {
-        let code = (b / scale).round_ties_even();
-        // Far outside of 32 bits is as wrong as just outside; NaN is caught too.
-        let code = if code.abs() < 1e18 { code as i128 } else { i128::from(i64::MAX) };
-        let code = code - i128::from(input.zero_point) * i128::from(*sum);
-        let bound = i128::from(*magnitude) * i128::from(input.max_abs()) + code.abs();
-        match i64::try_from(bound) {
-            Ok(fits) if fits <= i64::from(i32::MAX) => {
-                largest = largest.max(fits);
-                codes.push(code as i64);
-            }
-            _ => return Err(PassError::Overflow { node: node.to_owned(), channel, bound }),
-        }
-    }
-    Ok((codes, largest, sums))
 }

@@ -24,7 +24,7 @@ use qail_ir::{Constant, Dequantize, FakeQuant, Graph, NodeId, Op, Origin, Unary,
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
-    quant::{CodeInfo, LoweringReport, flow, weight_code},
+    quant::{CodeInfo, LoweringReport, region::Region, weight_code},
     rewrite,
 };
 use layer::Layer;
@@ -53,9 +53,10 @@ impl Pass for LowerQuant {
         }
         // First everything on codes beside the old graph, which stays whole and
         // can be matched; then readers of floats move over; then the old goes.
+        let region = Region::of(graph)?;
         let mut lowering = Lowering::default();
         for &id in &old {
-            lowering.lower(graph, id, cx)?;
+            lowering.lower(graph, id, &region, cx)?;
         }
         let leaving = lowering.leave(graph)?;
         rewrite::sweep(graph, old.into_iter().chain(leaving));
@@ -82,14 +83,34 @@ struct Lowering {
 
 impl Lowering {
     /// Puts the counterpart of an old node on codes beside it, if it has one.
-    fn lower(&mut self, graph: &mut Graph, id: NodeId, cx: &mut PassContext<'_>) -> Result<(), PassError> {
-        match graph.node(id).op.clone() {
-            Op::FakeQuant(fake) => {
-                let of_weights = graph.operands(id).first().is_none_or(|&x| graph.const_of(x).is_some());
-                if of_weights { Ok(()) } else { self.lower_quantizer(graph, id, &fake, cx) }
+    fn lower(
+        &mut self,
+        graph: &mut Graph,
+        id: NodeId,
+        region: &Region,
+        cx: &mut PassContext<'_>,
+    ) -> Result<(), PassError> {
+        if let Some(&reason) = region.left.get(&id) {
+            // Steps that nobody found yet explain more.
+            if let Some(&scale) = graph.operands(id).get(1).filter(|&&scale| graph.const_of(scale).is_some()) {
+                layer::checked_steps(graph, id, scale)?;
             }
-            Op::Linear(linear) => self.lower_layer(graph, id, linear.act, cx),
-            op if flow::moves(&op) => self.lower_movement(graph, id, op),
+            let node = graph.node(id).name.clone();
+            return Err(PassError::Unsupported { node, reason: reason.to_owned() });
+        }
+        if let Some(quantizer) = region.quantizers.get(&id) {
+            return self.lower_quantizer(graph, id, quantizer, cx);
+        }
+        match graph.node(id).op.clone() {
+            Op::Linear(linear) => match region.layers.get(&id) {
+                Some(layer) => self.lower_layer(graph, id, layer, linear.act),
+                None => {
+                    cx.declined(graph, id, "its input or its weights are not quantized; it stays in floats");
+                    self.float_layers.push(graph.node(id).name.clone());
+                    Ok(())
+                }
+            },
+            op if region.moved.contains_key(&id) => self.lower_movement(graph, id, op),
             _ => Ok(()),
         }
     }

@@ -5,6 +5,7 @@ pub(crate) mod entry;
 pub(crate) mod flow;
 mod histogram;
 pub(crate) mod linalg;
+pub mod region;
 mod report;
 mod search;
 mod weights;
