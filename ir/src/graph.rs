@@ -297,6 +297,25 @@ impl Graph {
         self.inner.add_edge(to.node.0, user.0, Wire { from_slot: to.slot, to_slot: slot });
     }
 
+    /// Lets a node compute something else. Its id, name, origin and readers stay;
+    /// its types are inferred again, those of its readers are not: whoever
+    /// changes a type goes on with them, operands first. Inputs stay inputs.
+    pub fn redefine(&mut self, id: NodeId, op: Op, inputs: &[ValueId]) -> Result<(), TypeError> {
+        let is_input = |op: &Op| matches!(op, Op::Input(_));
+        if is_input(&op) != is_input(&self.node(id).op) || inputs.len() > usize::from(u16::MAX) {
+            return Err(TypeError::new(op.name(), "the place of another such operation", &[]));
+        }
+        let operands: Vec<&TensorType> = inputs.iter().map(|&value| self.ty(value)).collect();
+        let outputs = op.infer(&operands)?;
+        self.inner.retain_edges(|inner, wire| inner.edge_endpoints(wire).is_none_or(|(_, to)| to != id.0));
+        for (value, to_slot) in inputs.iter().zip(0u16..) {
+            self.inner.add_edge(value.node.0, id.0, Wire { from_slot: value.slot, to_slot });
+        }
+        let node = &mut self.inner[id.0];
+        (node.op, node.outputs) = (op, outputs);
+        Ok(())
+    }
+
     /// Lets every reader of `from`, outputs included, read `to` instead.
     pub fn replace_uses(&mut self, from: ValueId, to: ValueId) {
         for (user, slot) in self.users(from) {
@@ -391,6 +410,22 @@ mod tests {
         let b = relu(&mut graph, "b", x);
         let c = relu(&mut graph, "c", a);
         assert_eq!(graph.topo(), [x, a, b, c].map(|v| v.node));
+    }
+
+    #[test]
+    fn a_node_may_compute_something_else_under_its_id() {
+        let mut graph = Graph::new("g");
+        let x = graph.add_input("x", TensorType::f32([1, 2]));
+        let a = relu(&mut graph, "a", x);
+        let b = relu(&mut graph, "b", a);
+        graph.redefine(a.node, Op::Binary(crate::Binary { f: crate::BinaryFn::Add }), &[x, x]).unwrap();
+        assert_eq!((graph.operands(a.node), graph.node(a.node).name.as_str()), (vec![x, x], "a"));
+        assert_eq!(graph.users(a), [(b.node, 0)]);
+        graph.redefine(x.node, Op::Input(op::Input { ty: TensorType::f32([3, 2]) }), &[]).unwrap();
+        assert_eq!(graph.inputs(), [x.node]);
+        assert!(graph.redefine(a.node, Op::Input(op::Input { ty: TensorType::f32([1]) }), &[]).is_err());
+        assert!(graph.redefine(a.node, Op::MatMul(crate::MatMul), &[x]).is_err());
+        assert_eq!(graph.operands(a.node), [x, x]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::{
     Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldEntrySteps, FoldNormalizer,
     FuseLinearAct, InsertFakeQuant, LiftSilu, LowerQuant, MergeLinearBias, OptimizeRounding, Pass, PassError,
-    PassOptions, QuantizeWeights,
+    PassOptions, QuantizeWeights, Rebatch,
 };
 
 /// One line of the table of passes.
@@ -42,6 +42,10 @@ pub const PASSES: &[Entry] = &[
     },
     Entry { name: "optimize-rounding", build: |options| Ok(Box::new(OptimizeRounding::from_options(options)?)) },
     Entry { name: "quantize-weights", build: |options| Ok(Box::new(QuantizeWeights::from_options(options)?)) },
+    Entry {
+        name: "rebatch",
+        build: |options| Ok(Box::new(Rebatch { n: options.take("n", 1, "a number of samples")? })),
+    },
 ];
 
 impl Entry {

@@ -9,3 +9,10 @@
 //! are its constants: weights, biases and steps. The executor computes every
 //! value of a quantized region on integer codes, by the same formulas as
 //! `lower-quant`, so the policy that is trained is the policy that runs.
+
+mod differentiate;
+mod losses;
+mod rules;
+
+pub use differentiate::{GradientError, Joint, differentiate};
+pub use losses::{Distance, Head, LossError, LossSpec, LossValues, Weighting, attach};

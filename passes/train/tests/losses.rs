@@ -1,0 +1,90 @@
+//! Heads and the losses that are made for them.
+
+// Helpers of tests may fail loudly, as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use qail_ir::{Graph, TensorType, text};
+use qail_train::{Distance, Head, LossSpec, Weighting, attach};
+
+fn outputs(list: &[(&str, &[usize])]) -> Graph {
+    let mut graph = Graph::new("policy");
+    for (name, shape) in list {
+        let input = graph.add_input(format!("{name}.in"), TensorType::f32(shape.to_vec()));
+        graph.add_output(*name, input);
+    }
+    graph.batch_axis = Some(0);
+    graph
+}
+
+fn guess(list: &[(&str, &[usize])]) -> String {
+    match Head::guess(&outputs(list)) {
+        Ok(head) => head.to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn names_and_shapes_tell_the_head() {
+    assert_eq!(guess(&[("53", &[1, 4])]), "deterministic (`53`)");
+    assert_eq!(guess(&[("mean", &[1, 4]), ("log_std", &[1, 4])]), "gaussian (`mean`, `log_std`)");
+    assert_eq!(guess(&[("Mu", &[1, 4]), ("logstd", &[1, 4]), ("action", &[1, 4])]), "gaussian (`Mu`, `logstd`)");
+    assert_eq!(guess(&[("mean", &[1, 4]), ("log_std", &[1, 3]), ("action", &[1, 4])]), "deterministic (`action`)");
+    assert_eq!(guess(&[("value", &[1, 1]), ("actions", &[1, 8, 4])]), "deterministic (`actions`)");
+    assert_eq!(
+        guess(&[("p", &[1, 4]), ("q", &[1, 4])]),
+        "cannot guess the head from the outputs `p` f32[1, 4], `q` f32[1, 4]: name it, for example head = deterministic with one output"
+    );
+}
+
+fn spec(head: Head, qail: Option<Distance>, qbc: Option<(f32, Distance)>) -> LossSpec {
+    LossSpec { head, qail, qbc, weighting: Weighting::None }
+}
+
+fn action() -> Head {
+    Head::Deterministic { output: "action".to_owned() }
+}
+
+#[test]
+fn a_loss_is_nodes_of_the_graph() {
+    let mut graph = outputs(&[("action", &[8, 2, 3])]);
+    let spec = LossSpec { weighting: Weighting::Qbc, ..spec(action(), Some(Distance::L1), Some((0.5, Distance::L2))) };
+    attach(&mut graph, &spec).unwrap();
+    insta::assert_snapshot!(text::print(&graph));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_leaves_the_graph() {
+    let refused = |spec: LossSpec| {
+        let mut graph = outputs(&[("action", &[8, 3]), ("log_std", &[2])]);
+        graph.outputs[1].value = graph.inputs()[1].value();
+        let before = graph.clone();
+        let error = attach(&mut graph, &spec).unwrap_err().to_string();
+        assert!(graph == before);
+        error
+    };
+    let huber = |delta| Some(Distance::Huber { delta });
+    assert_eq!(
+        refused(spec(action(), Some(Distance::Nll), None)),
+        "a deterministic head has no nll as qail: choose l1, l2 or huber"
+    );
+    let gaussian = || Head::Gaussian { mean: "action".to_owned(), log_std: "log_std".to_owned() };
+    assert_eq!(
+        refused(spec(gaussian(), None, Some((1.0, Distance::Nll)))),
+        "a gaussian head has no nll as qbc: choose kl, l1, l2 or huber"
+    );
+    assert_eq!(
+        refused(spec(gaussian(), Some(Distance::Nll), None)),
+        "output `log_std` is f32[2], must be of the shape of the means or one that broadcasts to it"
+    );
+    assert_eq!(refused(spec(action(), None, None)), "nothing to train on: choose qail, qbc or both");
+    assert_eq!(refused(spec(action(), huber(0.0), None)), "delta of huber is 0, must be finite and positive");
+    assert_eq!(
+        refused(spec(action(), None, Some((f32::NAN, Distance::L2)))),
+        "lambda is NaN, must be finite and not negative"
+    );
+    let missing = Head::Deterministic { output: "act".to_owned() };
+    assert_eq!(
+        refused(spec(missing, Some(Distance::L2), None)),
+        "the policy has no output `act`; its outputs are `action` f32[8, 3], `log_std` f32[2]"
+    );
+}
