@@ -1,0 +1,110 @@
+//! What an executor does, one step after another.
+
+use qail_ir::{BinaryFn, Node, UnaryFn};
+use qail_passes::quant::{CodeInfo, region::ActivationQuantizer};
+
+use super::{lanes::Beside, memory::Item};
+
+/// A matrix inside an item.
+#[derive(Clone, Debug)]
+pub(super) struct Window {
+    pub(super) item: Item,
+    /// Distance of two rows.
+    pub(super) rows: usize,
+    /// Distance of two columns.
+    pub(super) columns: usize,
+}
+
+/// A layer on codes.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub(super) name: String,
+    /// Its place in [`State::layers`](super::run::State).
+    pub(super) index: usize,
+    /// The quantizer whose codes it reads.
+    pub(super) input: usize,
+    /// The quantizer of its weights.
+    pub(super) weights: usize,
+    pub(super) x: Item,
+    pub(super) w: Item,
+    pub(super) steps: Item,
+    pub(super) bias: Item,
+    /// Accumulators without bias.
+    pub(super) acc: Item,
+    /// Sums may leave the 24 bits of an `f32`: input, weights and sums in `f64`.
+    pub(super) wide: Option<[Item; 2]>,
+    pub(super) m: usize,
+    pub(super) k: usize,
+    pub(super) n: usize,
+}
+
+/// Where a quantizer gets its codes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source {
+    /// From the accumulators of a layer: its place and theirs.
+    Layer { layer: usize, acc: Item, wide: bool },
+    /// From other codes: of this quantizer, in this place.
+    Codes { quantizer: usize, codes: Item },
+    /// From floats.
+    Floats(Item),
+}
+
+/// A quantizer of an activation.
+#[derive(Clone, Debug)]
+pub(super) struct Quantizer {
+    pub(super) name: String,
+    /// Its place in [`State::quantizers`](super::run::State).
+    pub(super) index: usize,
+    pub(super) quantizer: ActivationQuantizer,
+    pub(super) source: Source,
+    pub(super) step: Item,
+    pub(super) codes: Item,
+}
+
+/// Weights that become codes.
+#[derive(Clone, Debug)]
+pub(super) struct Weights {
+    pub(super) name: String,
+    /// Its place in [`State::weights`](super::run::State).
+    pub(super) index: usize,
+    pub(super) w: Item,
+    pub(super) steps: Item,
+    pub(super) codes: Item,
+    pub(super) lo: i32,
+    pub(super) hi: i32,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    Weights(Weights),
+    Quantizer(Quantizer),
+    /// `out = codes * step`.
+    Scale { codes: Item, step: Item, out: Item },
+    /// `out[i, j] = codes[i, j] * steps[j]`.
+    ScaleColumns { codes: Item, steps: Item, out: Item },
+    Layer(Layer),
+    /// What floats read of a layer on codes.
+    Leave { layer: usize, acc: Item, wide: bool, act: Option<UnaryFn>, out: Item },
+    /// A layer in floats.
+    Linear { name: String, x: Item, w: Item, b: Item, act: Option<UnaryFn>, out: Item, dims: [usize; 3] },
+    /// Products of matrices, at these offsets into the operands.
+    MatMul { name: String, a: Window, b: Window, out: Item, dims: [usize; 3], offsets: Vec<[usize; 2]> },
+    Unary { f: UnaryFn, x: Item, out: Item },
+    /// A costly function of codes of at most 8 bits.
+    UnaryOfCodes { f: UnaryFn, quantizer: usize, codes: Item, out: Item },
+    Binary { f: BinaryFn, beside: Beside, flipped: bool, a: Item, b: Item, out: Item },
+    /// Sums of rows, `x[outer, inner]`, times `factor`.
+    SumRows { x: Item, out: Item, inner: usize, factor: f64 },
+    /// Sums of columns, `x[outer, inner]`, times `factor`.
+    SumColumns { x: Item, out: Item, factor: f64 },
+    /// The operand, again and again.
+    Repeat { x: Item, out: Item },
+    /// Any operation, by the interpreter.
+    Interpret { node: Box<Node>, operands: Vec<Item>, out: Item },
+}
+
+/// What an index of a code without its zero point needs to start at 0.
+pub(super) fn table_offset(info: &CodeInfo) -> i32 {
+    info.zero_point - info.scheme.lo()
+}
