@@ -216,8 +216,9 @@ fn check_size(graph: &Graph, order: &[NodeId]) -> Result<(), InterpError> {
     Ok(())
 }
 
-/// The value of one node.
-fn eval(node: &Node, operands: &[&Tensor]) -> Result<Tensor, InterpError> {
+/// The value of one node that is neither an input nor a constant. Operands have
+/// the types that the graph says: [`verify`] is for whole graphs.
+pub fn eval(node: &Node, operands: &[&Tensor]) -> Result<Tensor, InterpError> {
     let [ty] = &node.outputs[..] else {
         return Err(fault(node, Fault::Internal("a node with several results")));
     };

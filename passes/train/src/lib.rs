@@ -10,9 +10,21 @@
 //! value of a quantized region on integer codes, by the same formulas as
 //! `lower-quant`, so the policy that is trained is the policy that runs.
 
+pub mod batches;
+pub mod checkpoint;
 mod differentiate;
+pub mod exec;
+pub mod forward;
 mod losses;
+pub mod metrics;
+pub mod optimizer;
+pub mod options;
+pub mod parameters;
 mod rules;
+pub mod schedule;
+mod setup;
+pub mod trainer;
 
 pub use differentiate::{GradientError, Joint, differentiate};
+pub use exec::{CpuExecutor, CpuOptions, ExecError, TrainExecutor};
 pub use losses::{Distance, Head, LossError, LossSpec, LossValues, Weighting, attach};

@@ -111,25 +111,171 @@ pub(super) fn binary(
     }
 }
 
-/// `x = f(x)`. Those written out in `f32` are exact in one operation, so they
-/// are the definition through `f64`, rounded once.
-pub(super) fn unary_in_place(threads: usize, f: UnaryFn, x: &mut [f32]) {
+/// `out = f(x)`, or `out = f(out)` without `x`. Those written out in `f32` are
+/// exact in one operation, so they are the definition through `f64`, rounded once.
+pub(super) fn unary(threads: usize, f: UnaryFn, out: &mut [f32], x: Option<&[f32]>) {
+    macro_rules! with {
+        ($f:expr) => {
+            match x {
+                Some(x) => map(threads, out, x, $f),
+                None => map_in_place(threads, out, $f),
+            }
+        };
+    }
     match f {
         // NaN stays.
-        UnaryFn::Relu => map_in_place(threads, x, |x| if x <= 0.0 { 0.0 } else { x }),
-        UnaryFn::LeakyRelu { alpha } => map_in_place(threads, x, |x| if x >= 0.0 { x } else { alpha * x }),
-        UnaryFn::Clip { min, max } => map_in_place(threads, x, |x| {
+        UnaryFn::Relu => with!(|x| if x <= 0.0 { 0.0 } else { x }),
+        UnaryFn::LeakyRelu { alpha } => with!(|x| if x >= 0.0 { x } else { alpha * x }),
+        UnaryFn::Clip { min, max } => with!(|x| {
             let x = if x < min { min } else { x };
             if x > max { max } else { x }
         }),
-        UnaryFn::Abs => map_in_place(threads, x, f32::abs),
-        UnaryFn::Neg => map_in_place(threads, x, |x| -x),
-        UnaryFn::Sqrt => map_in_place(threads, x, f32::sqrt),
-        UnaryFn::Reciprocal => map_in_place(threads, x, |x| 1.0 / x),
+        UnaryFn::Abs => with!(f32::abs),
+        UnaryFn::Neg => with!(|x: f32| -x),
+        UnaryFn::Sqrt => with!(f32::sqrt),
+        UnaryFn::Reciprocal => with!(|x| 1.0 / x),
         UnaryFn::Elu { .. } | UnaryFn::Tanh | UnaryFn::Sigmoid | UnaryFn::Silu | UnaryFn::Exp | UnaryFn::Log => {
-            map_in_place(threads, x, |x| f.eval_f32(x));
+            with!(|x| f.eval_f32(x));
         }
     }
+}
+
+/// `out = f'(x) * g`.
+pub(super) fn unary_grad(threads: usize, f: UnaryFn, out: &mut [f32], x: &[f32], g: &[f32]) {
+    match f {
+        UnaryFn::Relu => zip(threads, out, x, g, |x, g| if x <= 0.0 { 0.0 } else { g }),
+        UnaryFn::LeakyRelu { alpha } => zip(threads, out, x, g, |x, g| if x > 0.0 { g } else { alpha * g }),
+        UnaryFn::Clip { min, max } => {
+            zip(threads, out, x, g, |x, g| if (x >= min) & (x <= max) { g } else { 0.0 });
+        }
+        UnaryFn::Neg => map(threads, out, g, |g| -g),
+        UnaryFn::Abs
+        | UnaryFn::Sqrt
+        | UnaryFn::Reciprocal
+        | UnaryFn::Elu { .. }
+        | UnaryFn::Tanh
+        | UnaryFn::Sigmoid
+        | UnaryFn::Silu
+        | UnaryFn::Exp
+        | UnaryFn::Log => zip(threads, out, x, g, |x, g| (f.derivative_f64(f64::from(x)) * f64::from(g)) as f32),
+    }
+}
+
+/// What happens to the gradient of a quantizer: see `FakeQuantGrad`.
+#[inline(always)]
+fn through(x: f32, g: f32, step: f32, lo: f32, hi: f32) -> (f32, f32) {
+    let v = x / step;
+    let inside = (v >= lo) & (v <= hi);
+    // NaN is neither below nor above, as in the definition.
+    let slope = v.round_ties_even() - v;
+    let slope = if v < lo { lo } else { slope };
+    let slope = if v > hi { hi } else { slope };
+    (if inside { g } else { 0.0 }, g * slope)
+}
+
+/// Gradients of a quantizer with one step: by `x` into `by_x` unless it is
+/// empty, and the sum by the step.
+pub(super) fn quantizer_grad(
+    threads: usize,
+    by_x: &mut [f32],
+    x: &[f32],
+    g: &[f32],
+    step: f32,
+    [lo, hi]: [f32; 2],
+) -> f64 {
+    let one = |start: usize, by_x: &mut [f32]| -> f64 {
+        let end = (start + PIECE).min(x.len());
+        let (x, g) = (x.get(start..end).unwrap_or_default(), g.get(start..end).unwrap_or_default());
+        wide(|| {
+            let mut sum = 0.0;
+            for (i, (x, g)) in x.chunks(1024).zip(g.chunks(1024)).enumerate() {
+                let mut lanes = [0f32; 16];
+                let mut by_x = by_x.get_mut(i * 1024..);
+                let mut out = by_x.as_deref_mut().unwrap_or_default().chunks_exact_mut(16);
+                let (xs, gs) = (x.chunks_exact(16), g.chunks_exact(16));
+                let rest = xs.remainder().iter().zip(gs.remainder());
+                for (x, g) in xs.zip(gs) {
+                    match out.next() {
+                        Some(out) => {
+                            for (((sum, &x), &g), out) in lanes.iter_mut().zip(x).zip(g).zip(out) {
+                                let (by_x, by_step) = through(x, g, step, lo, hi);
+                                *out = by_x;
+                                *sum += by_step;
+                            }
+                        }
+                        None => {
+                            for ((sum, &x), &g) in lanes.iter_mut().zip(x).zip(g) {
+                                *sum += through(x, g, step, lo, hi).1;
+                            }
+                        }
+                    }
+                }
+                let mut last = out.into_remainder().iter_mut();
+                sum += f64::from(lanes.iter().sum::<f32>());
+                for (&x, &g) in rest {
+                    let (by_x, by_step) = through(x, g, step, lo, hi);
+                    if let Some(out) = last.next() {
+                        *out = by_x;
+                    }
+                    sum += f64::from(by_step);
+                }
+            }
+            sum
+        })
+    };
+    let n_pieces = x.len().div_ceil(PIECE);
+    let mut outs: Vec<&mut [f32]> = by_x.chunks_mut(PIECE).collect();
+    outs.resize_with(n_pieces, Default::default);
+    let work = outs.into_iter().enumerate().map(|(i, out)| (i * PIECE, out));
+    if threads > 1 && n_pieces > 1 {
+        let work: Vec<(usize, &mut [f32])> = work.collect();
+        let parts: Vec<f64> = work.into_par_iter().map(|(start, out)| one(start, out)).collect();
+        parts.into_iter().sum()
+    } else {
+        work.map(|(start, out)| one(start, out)).sum()
+    }
+}
+
+/// Gradient by `x` of a quantizer with one step a column.
+pub(super) fn columns_quantizer_grad(
+    threads: usize,
+    by_x: &mut [f32],
+    x: &[f32],
+    g: &[f32],
+    steps: &[f32],
+    [lo, hi]: [f32; 2],
+) {
+    let n = steps.len().max(1);
+    pieces(threads, n, by_x, |start, out| {
+        wide(|| {
+            let rows = out.chunks_exact_mut(n).zip(from(x, start).chunks_exact(n)).zip(from(g, start).chunks_exact(n));
+            for ((out, x), g) in rows {
+                for (((out, &x), &g), &step) in out.iter_mut().zip(x).zip(g).zip(steps) {
+                    *out = through(x, g, step, lo, hi).0;
+                }
+            }
+        });
+    });
+}
+
+/// Gradients by the steps of a quantizer with one step a column.
+pub(super) fn columns_step_grad(
+    threads: usize,
+    by_steps: &mut [f64],
+    x: &[f32],
+    g: &[f32],
+    steps: &[f32],
+    [lo, hi]: [f32; 2],
+) {
+    let n = steps.len().max(1);
+    by_rows(threads, n, x.len(), by_steps, |range, sums| {
+        let (x, g) = (x.get(range.clone()).unwrap_or_default(), g.get(range).unwrap_or_default());
+        for (x, g) in x.chunks_exact(n).zip(g.chunks_exact(n)) {
+            for (((sum, &x), &g), &step) in sums.iter_mut().zip(x).zip(g).zip(steps) {
+                *sum += through(x, g, step, lo, hi).1;
+            }
+        }
+    });
 }
 
 /// Sum of all elements.
@@ -216,7 +362,7 @@ mod tests {
         ] {
             let mut out: Vec<f32> = x.iter().chain(&odd).copied().collect();
             let expected: Vec<f32> = out.iter().map(|&x| f.eval_f32(x)).collect();
-            unary_in_place(1, f, &mut out);
+            unary(1, f, &mut out, None);
             for (a, b) in out.iter().zip(&expected) {
                 assert!(a == b || a.is_nan() && b.is_nan(), "{}: {a} {b}", f.name());
             }

@@ -182,7 +182,8 @@ impl Memory {
 
     /// Bytes of all buffers.
     pub(super) fn bytes(&self) -> usize {
-        self.f32s.iter().map(|all| all.len() * 4).sum::<usize>() + self.f64s.iter().map(|all| all.len() * 8).sum::<usize>()
+        self.f32s.iter().map(|all| all.len() * 4).sum::<usize>()
+            + self.f64s.iter().map(|all| all.len() * 8).sum::<usize>()
     }
 }
 

@@ -1,6 +1,6 @@
 //! What an executor does, one step after another.
 
-use qail_ir::{BinaryFn, Node, UnaryFn};
+use qail_ir::{BinaryFn, Node, TensorType, UnaryFn};
 use qail_passes::quant::{CodeInfo, region::ActivationQuantizer};
 
 use super::{lanes::Beside, memory::Item};
@@ -74,34 +74,126 @@ pub(super) struct Weights {
     pub(super) hi: i32,
 }
 
+/// Gradients of a quantizer.
+#[derive(Clone, Debug)]
+pub(super) struct QuantizerGrad {
+    pub(super) x: Item,
+    pub(super) steps: Item,
+    pub(super) g: Item,
+    /// One step a column, not one for all.
+    pub(super) columns: bool,
+    /// Smallest and largest code without the zero point.
+    pub(super) range: [f32; 2],
+    pub(super) by_x: Option<Item>,
+    pub(super) by_steps: Option<Item>,
+}
+
 /// One thing to do.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Weights(Weights),
     Quantizer(Quantizer),
     /// `out = codes * step`.
-    Scale { codes: Item, step: Item, out: Item },
+    Scale {
+        codes: Item,
+        step: Item,
+        out: Item,
+    },
     /// `out[i, j] = codes[i, j] * steps[j]`.
-    ScaleColumns { codes: Item, steps: Item, out: Item },
+    ScaleColumns {
+        codes: Item,
+        steps: Item,
+        out: Item,
+    },
     Layer(Layer),
     /// What floats read of a layer on codes.
-    Leave { layer: usize, acc: Item, wide: bool, act: Option<UnaryFn>, out: Item },
+    Leave {
+        layer: usize,
+        acc: Item,
+        wide: bool,
+        act: Option<UnaryFn>,
+        out: Item,
+    },
     /// A layer in floats.
-    Linear { name: String, x: Item, w: Item, b: Item, act: Option<UnaryFn>, out: Item, dims: [usize; 3] },
+    Linear {
+        name: String,
+        x: Item,
+        w: Item,
+        b: Item,
+        act: Option<UnaryFn>,
+        out: Item,
+        dims: [usize; 3],
+    },
     /// Products of matrices, at these offsets into the operands.
-    MatMul { name: String, a: Window, b: Window, out: Item, dims: [usize; 3], offsets: Vec<[usize; 2]> },
-    Unary { f: UnaryFn, x: Item, out: Item },
+    MatMul {
+        name: String,
+        a: Window,
+        b: Window,
+        out: Item,
+        dims: [usize; 3],
+        offsets: Vec<[usize; 2]>,
+    },
+    Unary {
+        f: UnaryFn,
+        x: Item,
+        out: Item,
+    },
     /// A costly function of codes of at most 8 bits.
-    UnaryOfCodes { f: UnaryFn, quantizer: usize, codes: Item, out: Item },
-    Binary { f: BinaryFn, beside: Beside, flipped: bool, a: Item, b: Item, out: Item },
+    UnaryOfCodes {
+        f: UnaryFn,
+        quantizer: usize,
+        codes: Item,
+        out: Item,
+    },
+    Binary {
+        f: BinaryFn,
+        beside: Beside,
+        flipped: bool,
+        a: Item,
+        b: Item,
+        out: Item,
+    },
     /// Sums of rows, `x[outer, inner]`, times `factor`.
-    SumRows { x: Item, out: Item, inner: usize, factor: f64 },
+    SumRows {
+        x: Item,
+        out: Item,
+        inner: usize,
+        factor: f64,
+    },
     /// Sums of columns, `x[outer, inner]`, times `factor`.
-    SumColumns { x: Item, out: Item, factor: f64 },
+    SumColumns {
+        x: Item,
+        out: Item,
+        factor: f64,
+    },
     /// The operand, again and again.
-    Repeat { x: Item, out: Item },
+    Repeat {
+        x: Item,
+        out: Item,
+    },
+    /// `out = f'(x) * g`.
+    UnaryGrad {
+        f: UnaryFn,
+        x: Item,
+        g: Item,
+        out: Item,
+    },
+    /// The same, of codes of at most 8 bits.
+    UnaryGradOfCodes {
+        f: UnaryFn,
+        quantizer: usize,
+        codes: Item,
+        g: Item,
+        out: Item,
+    },
+    /// Gradients of a quantizer, by what it reads and by its steps.
+    QuantizerGrad(QuantizerGrad),
     /// Any operation, by the interpreter.
-    Interpret { node: Box<Node>, operands: Vec<Item>, out: Item },
+    Interpret {
+        node: Box<Node>,
+        operands: Vec<(Item, TensorType)>,
+        out: Item,
+    },
 }
 
 /// What an index of a code without its zero point needs to start at 0.
