@@ -1,0 +1,228 @@
+//! Rows to train on and the order in which they come.
+//!
+//! State-sized data is kept in memory as flat arrays, capped by
+//! [`MAX_BYTES`]; whoever reads the data chooses fewer steps if there are more.
+//! Batches are shuffled anew in each epoch by a generator that is seeded with
+//! (seed, epoch), so the batch of a step is a function of the step alone:
+//! resuming needs no hidden state.
+
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+
+/// The most that a set of rows takes in memory: 2 GiB.
+pub const MAX_BYTES: usize = 2 << 30;
+
+/// One array of a set of rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Column {
+    /// Name of the input of a graph, or `actions`.
+    pub name: String,
+    /// Numbers in a row.
+    pub row_len: usize,
+    /// Row after row.
+    pub data: Vec<f32>,
+}
+
+impl Column {
+    /// One row; empty if there is no such row.
+    pub fn row(&self, index: usize) -> &[f32] {
+        let start = index.saturating_mul(self.row_len);
+        self.data.get(start..start.saturating_add(self.row_len)).unwrap_or_default()
+    }
+
+    /// Number of rows.
+    pub fn n_rows(&self) -> usize {
+        self.data.len() / self.row_len.max(1)
+    }
+}
+
+/// A data set in memory, with random access.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows {
+    /// Observations, a column for every input of the policy.
+    pub observations: Vec<Column>,
+    /// Actions of the expert.
+    pub actions: Option<Column>,
+}
+
+impl Rows {
+    /// Number of rows, one a recorded step.
+    pub fn n_rows(&self) -> usize {
+        self.observations.first().map_or(0, Column::n_rows)
+    }
+}
+
+/// Which rows make the batch of a step.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    n_rows: usize,
+    batch: usize,
+    seed: u64,
+    /// The order of one epoch.
+    epoch: Option<u64>,
+    order: Vec<u32>,
+}
+
+impl Sampler {
+    /// Batches of `batch` rows out of `n_rows`. Rows that do not fill the last
+    /// batch of an epoch are left out; they are others in the next one. With
+    /// fewer rows than a batch takes, rows repeat inside the batch.
+    pub fn new(n_rows: usize, batch: usize, seed: u64) -> Self {
+        // Rows are counted in 32 bits: the cap on memory is smaller.
+        Self { n_rows: n_rows.min(u32::MAX as usize), batch: batch.max(1), seed, epoch: None, order: Vec::new() }
+    }
+
+    /// Batches of an epoch.
+    pub fn batches_per_epoch(&self) -> u64 {
+        (self.n_rows / self.batch).max(1) as u64
+    }
+
+    /// The rows of a step, from 0.
+    pub fn rows(&mut self, step: u64) -> Vec<usize> {
+        let (epoch, index) = (step / self.batches_per_epoch(), step % self.batches_per_epoch());
+        if self.epoch != Some(epoch) {
+            self.order = shuffled(self.n_rows, self.seed, epoch);
+            self.epoch = Some(epoch);
+        }
+        let start = index as usize * self.batch;
+        self.order.iter().cycle().skip(start).take(self.batch).map(|&row| row as usize).collect()
+    }
+}
+
+/// What a generator is for; part of its seed, so that they are independent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Purpose {
+    /// The order of an epoch.
+    Order = 1,
+    /// The noise of a step.
+    Noise = 2,
+}
+
+/// The generator of (seed, purpose, counter).
+pub(crate) fn generator(seed: u64, purpose: Purpose, counter: u64) -> ChaCha8Rng {
+    let mut key = [0u8; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&(purpose as u64).to_le_bytes());
+    let mut generator = ChaCha8Rng::from_seed(key);
+    generator.set_stream(counter);
+    generator
+}
+
+/// `0..n` in the order of an epoch (Fisher, Yates).
+fn shuffled(n: usize, seed: u64, epoch: u64) -> Vec<u32> {
+    let mut generator = generator(seed, Purpose::Order, epoch);
+    let mut order: Vec<u32> = (0..n as u32).collect();
+    for i in (1..order.len()).rev() {
+        // The bias of the multiplication is below 2^-32.
+        let j = (u128::from(generator.next_u64()) * (i as u128 + 1)) >> 64;
+        order.swap(i, j as usize);
+    }
+    order
+}
+
+/// Adds Gaussian noise to observations, feature by feature: `sigma` standard
+/// deviations of the feature over the data.
+#[derive(Clone, Debug)]
+pub struct Noise {
+    seed: u64,
+    /// Standard deviation of the noise, column by column, feature by feature.
+    deviations: Vec<Vec<f32>>,
+}
+
+impl Noise {
+    /// Measures the features of a data set.
+    pub fn new(data: &Rows, sigma: f64, seed: u64) -> Self {
+        let deviations = data.observations.iter().map(|column| deviations(column, sigma)).collect();
+        Self { seed, deviations }
+    }
+
+    /// Changes the rows of a step in place; `rows` holds whole rows of each
+    /// observation, in the order of the data set.
+    pub fn add(&self, step: u64, rows: &mut [Vec<f32>]) {
+        let mut generator = generator(self.seed, Purpose::Noise, step);
+        for (rows, deviations) in rows.iter_mut().zip(&self.deviations) {
+            for row in rows.chunks_mut(deviations.len().max(1)) {
+                for (x, &deviation) in row.iter_mut().zip(deviations) {
+                    *x += deviation * normal(&mut generator);
+                }
+            }
+        }
+    }
+}
+
+fn deviations(column: &Column, sigma: f64) -> Vec<f32> {
+    let n = column.n_rows().max(1) as f64;
+    let mut sums = vec![(0.0f64, 0.0f64); column.row_len];
+    for row in column.data.chunks_exact(column.row_len.max(1)) {
+        for ((sum, squares), &x) in sums.iter_mut().zip(row) {
+            *sum += f64::from(x);
+            *squares += f64::from(x) * f64::from(x);
+        }
+    }
+    let deviation = |(sum, squares): (f64, f64)| (squares / n - (sum / n) * (sum / n)).max(0.0).sqrt();
+    sums.into_iter().map(|sums| (sigma * deviation(sums)) as f32).collect()
+}
+
+/// A standard normal number (Box, Muller 1958); `libm` gives the same bits on
+/// every platform.
+fn normal(generator: &mut ChaCha8Rng) -> f32 {
+    let unit = |bits: u32| (f64::from(bits) + 0.5) / f64::from(u32::MAX);
+    let (u, v) = (unit(generator.next_u32()).min(1.0), unit(generator.next_u32()));
+    (libm::sqrt(-2.0 * libm::log(u)) * libm::cos(2.0 * std::f64::consts::PI * v)) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_holds_every_row_once() {
+        let mut sampler = Sampler::new(12, 4, 7);
+        let mut rows: Vec<usize> = (0..3).flat_map(|step| sampler.rows(step)).collect();
+        assert_ne!(rows, (0..12).collect::<Vec<_>>());
+        rows.sort_unstable();
+        assert_eq!(rows, (0..12).collect::<Vec<_>>());
+        assert_ne!(sampler.rows(3), sampler.rows(0));
+    }
+
+    #[test]
+    fn the_batch_of_a_step_needs_no_history() {
+        let mut from_the_start = Sampler::new(100, 8, 3);
+        let all: Vec<Vec<usize>> = (0..40).map(|step| from_the_start.rows(step)).collect();
+        assert_eq!(Sampler::new(100, 8, 3).rows(37), all[37]);
+        assert_ne!(Sampler::new(100, 8, 4).rows(37), all[37]);
+    }
+
+    #[test]
+    fn few_rows_repeat_inside_a_batch() {
+        let mut rows = Sampler::new(3, 7, 0).rows(5);
+        rows.sort_unstable();
+        assert_eq!(rows.len(), 7);
+        assert!(rows.starts_with(&[0, 0]) && rows.ends_with(&[2, 2]));
+    }
+
+    #[test]
+    fn noise_is_scaled_by_the_feature_and_seeded_by_the_step() {
+        let data: Vec<f32> = (0..2000).flat_map(|i| [if i % 2 == 0 { 10.0 } else { -10.0 }, 5.0]).collect();
+        let column = Column { name: "obs".to_owned(), row_len: 2, data };
+        let rows = Rows { observations: vec![column.clone()], actions: None };
+        let noise = Noise::new(&rows, 0.1, 5);
+        let mut noisy = vec![column.data.clone()];
+        noise.add(3, &mut noisy);
+        let squares = |feature: usize| -> f64 {
+            let pairs = noisy[0].iter().zip(&column.data).skip(feature).step_by(2);
+            pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / 2000.0
+        };
+        assert!((squares(0).sqrt() - 1.0).abs() < 0.05, "{}", squares(0));
+        // A constant feature stays.
+        assert_eq!(squares(1), 0.0);
+        let mut again = vec![column.data.clone()];
+        noise.add(3, &mut again);
+        assert_eq!(again, noisy);
+        noise.add(4, &mut again);
+        assert_ne!(again, noisy);
+    }
+}

@@ -1,0 +1,120 @@
+//! From a prepared graph to executors that train it.
+
+use qail_ir::{Graph, ValueId};
+use qail_passes::rebatch;
+
+use crate::{
+    differentiate::differentiate,
+    exec::{CpuExecutor, CpuOptions, TrainExecutor},
+    losses::{self, Head, LossSpec, LossValues},
+    options::TrainOptions,
+    parameters::{self, Parameter},
+    trainer::TrainError,
+};
+
+/// The joint graph of a policy, its loss and its gradients, ready to run.
+pub(crate) struct Machine {
+    pub(crate) executor: Box<dyn TrainExecutor>,
+    /// Rows of one run; a batch is as many runs as it takes.
+    pub(crate) rows: usize,
+    pub(crate) feeds: Vec<Feed>,
+    /// The constants of the parameters, in their order.
+    pub(crate) constants: Vec<ValueId>,
+    /// Their gradients.
+    pub(crate) gradients: Vec<ValueId>,
+    pub(crate) loss: LossValues,
+}
+
+/// Where the numbers of an input of the joint graph come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Feed {
+    /// Name of the input.
+    pub(crate) input: String,
+    pub(crate) source: Source,
+    /// Numbers in a row.
+    pub(crate) row_len: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// This observation.
+    Observation(usize),
+    /// The action of the expert.
+    Expert,
+    /// This output of the teacher.
+    Teacher(usize),
+    /// Every row counts the same.
+    Ones,
+}
+
+impl Machine {
+    /// For the prepared graph at batch 1.
+    pub(crate) fn new(
+        graph: &Graph,
+        head: &Head,
+        parameters: &[Parameter],
+        options: &TrainOptions,
+        threads: usize,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, TrainError> {
+        let observations: Vec<String> = graph.inputs().iter().map(|&id| graph.node(id).name.clone()).collect();
+        let (mut graph, rows) = rebatched(graph, options.batch, notes);
+        let method = options.method;
+        let spec = LossSpec {
+            head: head.clone(),
+            qail: method.needs_actions().then_some(options.distance),
+            qbc: method.needs_teacher().then_some((options.lambda as f32, options.distance)),
+        };
+        let loss = losses::attach(&mut graph, &spec)?;
+        let wrt = parameters::locate(&graph, parameters)?;
+        let joint = differentiate(&graph, loss.total, &wrt)?;
+        let teacher = outputs_of(head);
+        let feeds = joint.graph.inputs().iter().map(|&id| {
+            let input = joint.graph.node(id).name.clone();
+            let row_len = joint.graph.ty(id.value()).n_elements() / rows.max(1);
+            let source = source_of(&input, &observations, &teacher);
+            let source = source.ok_or_else(|| TrainError::NoColumn { name: input.clone() })?;
+            Ok(Feed { input, source, row_len })
+        });
+        let feeds = feeds.collect::<Result<Vec<Feed>, TrainError>>()?;
+        let executor = CpuExecutor::new(&joint.graph, &CpuOptions { threads, keep: Vec::new() })?;
+        Ok(Self { executor: Box::new(executor), rows, feeds, constants: wrt, gradients: joint.gradients, loss })
+    }
+}
+
+/// The outputs of a policy that its head is made of; the first one is the action.
+pub(crate) fn outputs_of(head: &Head) -> Vec<&str> {
+    match head {
+        Head::Deterministic { output } => vec![output],
+        Head::Gaussian { mean, log_std } => vec![mean, log_std],
+    }
+}
+
+pub(crate) fn source_of(input: &str, observations: &[String], teacher: &[&str]) -> Option<Source> {
+    if let Some(index) = observations.iter().position(|name| name == input) {
+        return Some(Source::Observation(index));
+    }
+    if input.starts_with("target.") {
+        return Some(Source::Expert);
+    }
+    if input == "weight" {
+        return Some(Source::Ones);
+    }
+    let output = input.strip_prefix("teacher.")?;
+    teacher.iter().position(|name| *name == output).map(Source::Teacher)
+}
+
+/// The graph with another batch, or the graph itself and a remark.
+pub(crate) fn rebatched(graph: &Graph, batch: usize, notes: &mut Vec<String>) -> (Graph, usize) {
+    let mut batched = graph.clone();
+    match rebatch::rebatch(&mut batched, batch) {
+        Ok(()) => (batched, batch),
+        Err(error) => {
+            let note = format!("{error}; it runs row by row, which is slower");
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+            (graph.clone(), 1)
+        }
+    }
+}

@@ -1,0 +1,620 @@
+//! The loop: batches in, better parameters out.
+//!
+//! Every number of a step follows from the step's index and the state behind
+//! the step before it, so a run that is cut and resumed ends in the same bits.
+//! What is judged on held-out rows is the quantized policy as it will run; the
+//! parameters that did best there are the result, those of the start included.
+//!
+//! With noise on observations (see [`Noise`]) the teacher answers for the noisy
+//! rows, and the expert's action moves by as much as the teacher's does.
+
+use std::collections::BTreeMap;
+
+use qail_ir::{
+    Graph, TensorType,
+    interp::{InterpError, Interpreter, Tensor},
+};
+
+use crate::{
+    batches::{Column, Noise, Rows, Sampler},
+    differentiate::GradientError,
+    exec::ExecError,
+    forward::Forward,
+    losses::{Head, LossError},
+    metrics::ActionError,
+    optimizer::{AdamW, Average, Rates},
+    options::{Method, TrainOptions},
+    parameters::{ParameterError, Parameter, parameters},
+    setup::{Machine, Source, outputs_of},
+};
+
+/// A loss this much larger than the first one means that training diverges.
+const DIVERGED: f64 = 1e3;
+/// Rows of a batch when nothing but outputs is needed.
+const FORWARD_BATCH: usize = 256;
+
+/// What a trainer is made from.
+pub struct Setup<'a> {
+    /// The graph of `pipeline::prepare`, at batch 1.
+    pub prepared: &'a Graph,
+    /// The full-precision policy, at batch 1, with the same inputs and outputs.
+    pub teacher: &'a Graph,
+    /// Which outputs are the action.
+    pub head: Head,
+    /// Rows to train on.
+    pub train: Rows,
+    /// Rows to judge on.
+    pub held_out: Rows,
+    /// Some steps to measure the units of biases on.
+    pub samples: &'a [BTreeMap<String, Tensor>],
+    /// What the result depends on.
+    pub options: TrainOptions,
+    /// Threads, which the result does not depend on.
+    pub threads: usize,
+}
+
+/// Training that cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// There is nothing to train, or a constant is unsound.
+    #[error(transparent)]
+    Parameter(#[from] ParameterError),
+    /// The loss does not fit the policy.
+    #[error(transparent)]
+    Loss(#[from] LossError),
+    /// The loss has no gradient.
+    #[error(transparent)]
+    Gradient(#[from] GradientError),
+    /// A graph does not run.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// The teacher does not run.
+    #[error(transparent)]
+    Interp(#[from] InterpError),
+    /// An input without data.
+    #[error("there is no data for input `{name}`")]
+    NoColumn {
+        /// Name of the input.
+        name: String,
+    },
+    /// The head names an output that the policy does not have.
+    #[error("the policy has no output `{name}`")]
+    NoOutput {
+        /// Name of the output.
+        name: String,
+    },
+    /// The rows of a column have another length than the graph takes.
+    #[error("`{name}` has {found} numbers a step, needed are {expected}")]
+    RowLength {
+        /// Name of the column.
+        name: String,
+        /// Numbers in a row.
+        found: usize,
+        /// Numbers that fit.
+        expected: usize,
+    },
+    /// Nothing to train on.
+    #[error("there are no steps to train on")]
+    NoRows,
+    /// The loss exploded.
+    #[error(
+        "training diverged at step {step}: the loss is {loss:.3e} after {initial:.3e} at the start{}; \
+         use a lower --lr, or -b with more bits",
+        match .constant { Some(name) => format!(", and `{name}` is not finite"), None => String::new() }
+    )]
+    Diverged {
+        /// Updates before it.
+        step: u64,
+        /// The loss.
+        loss: f64,
+        /// The loss of the first batch.
+        initial: f64,
+        /// The first parameter or gradient with NaN or an infinite number.
+        constant: Option<String>,
+    },
+    /// The state is of another model or other options.
+    #[error("the state to resume from does not fit: {what}")]
+    State {
+        /// What does not fit.
+        what: String,
+    },
+    /// Whoever watches could not save.
+    #[error(transparent)]
+    Save(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What one update did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Updates so far, this one included.
+    pub step: u64,
+    /// The whole loss.
+    pub loss: f64,
+    /// Its imitation term.
+    pub qail: Option<f64>,
+    /// Its cloning term, without its weight.
+    pub qbc: Option<f64>,
+    /// Learning rate of weights.
+    pub lr: f64,
+    /// Norm of the gradients in units, before clipping.
+    pub gradient_norm: f64,
+}
+
+/// How good parameters are on held-out rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Updates so far.
+    pub step: u64,
+    /// Distance from the actions of the full-precision policy.
+    pub teacher: ActionError,
+    /// Distance from the actions of the expert.
+    pub expert: Option<ActionError>,
+    /// What is compared to find the best: the mean squares of the terms that
+    /// the method has, weighed like them.
+    pub score: f64,
+    /// True if nothing before was better.
+    pub is_best: bool,
+}
+
+/// Who hears about training and may stop it. Nothing here reads the clock.
+pub trait Watch {
+    /// Behind each update.
+    fn step(&mut self, report: &StepReport);
+    /// Behind each evaluation.
+    fn evaluated(&mut self, evaluation: &Evaluation);
+    /// Asked before each update: true ends training early.
+    fn stop(&mut self) -> bool {
+        false
+    }
+    /// Asked behind each update and before the first: true has [`Watch::save`] called.
+    fn wants_state(&mut self, step: u64) -> bool {
+        let _ = step;
+        false
+    }
+    /// Keeps a state; training goes on from there if it is cut.
+    fn save(&mut self, state: &State, parameters: &[Parameter]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let _ = (state, parameters);
+        Ok(())
+    }
+}
+
+/// Everything that changes while training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Updates so far.
+    pub step: u64,
+    /// Parameters, in their order.
+    pub now: Vec<Vec<f32>>,
+    /// First moments.
+    pub m: Vec<Vec<f32>>,
+    /// Second moments.
+    pub v: Vec<Vec<f32>>,
+    /// The moving average, if there is one.
+    pub average: Option<Vec<Vec<f32>>>,
+    /// The parameters that did best on held-out rows.
+    pub best: Vec<Vec<f32>>,
+    /// Updates behind them.
+    pub best_step: u64,
+    /// How good they are.
+    pub best_score: f64,
+    /// The loss of the first batch; NaN before it.
+    pub initial_loss: f64,
+}
+
+/// A policy in training.
+pub struct Trainer {
+    options: TrainOptions,
+    parameters: Vec<Parameter>,
+    machine: Machine,
+    judge: Judge,
+    data: Data,
+    adam: AdamW,
+    average: Option<Average>,
+    step: u64,
+    initial_loss: f64,
+    best: Vec<Vec<f32>>,
+    best_step: u64,
+    best_score: f64,
+    notes: Vec<String>,
+}
+
+impl Trainer {
+    /// Differentiates the loss, compiles the graphs, and asks the teacher about
+    /// every row.
+    ///
+    /// # Errors
+    /// A policy without quantized layers or with functions that have no
+    /// gradient, and data that does not fit it.
+    pub fn new(setup: Setup<'_>) -> Result<Self, TrainError> {
+        let Setup { prepared, teacher, head, train, held_out, samples, options, threads } = setup;
+        if train.n_rows() == 0 || held_out.n_rows() == 0 {
+            return Err(TrainError::NoRows);
+        }
+        let mut notes = Vec::new();
+        let parameters = parameters(prepared, samples)?;
+        let machine = Machine::new(prepared, &head, &parameters, &options, threads, &mut notes)?;
+        let action = outputs_of(&head).first().map_or(String::new(), |name| (*name).to_owned());
+        let batch = FORWARD_BATCH.min(held_out.n_rows());
+        let student = Forward::new(prepared, &parameters, batch, threads, &mut notes)?;
+        let reference = reference(teacher, &held_out, &action)?;
+        let judge = Judge { student, rows: held_out, reference, action };
+        let batch = FORWARD_BATCH.min(options.batch.max(1));
+        let teacher = Forward::new(teacher, &[], batch, threads, &mut notes)?;
+        let data = Data::new(train, teacher, &head, &options)?;
+        let mut trainer = Self::with(options, parameters, machine, judge, data)?;
+        trainer.notes = notes;
+        Ok(trainer)
+    }
+
+    /// The loop around parts that are made.
+    fn with(
+        options: TrainOptions,
+        parameters: Vec<Parameter>,
+        machine: Machine,
+        judge: Judge,
+        data: Data,
+    ) -> Result<Self, TrainError> {
+        for feed in &machine.feeds {
+            let column = data.column(&feed.source)?;
+            if let Some(column) = column.filter(|column| column.row_len != feed.row_len) {
+                let (found, expected) = (column.row_len, feed.row_len);
+                return Err(TrainError::RowLength { name: column.name.clone(), found, expected });
+            }
+        }
+        let adam = AdamW::new(options.adamw(), &parameters);
+        let average = (options.ema > 0.0).then(|| Average::new(options.ema, &parameters));
+        let best = parameters.iter().map(|parameter| parameter.elements.clone()).collect();
+        Ok(Self {
+            options,
+            parameters,
+            machine,
+            judge,
+            data,
+            adam,
+            average,
+            step: 0,
+            initial_loss: f64::NAN,
+            best,
+            best_step: 0,
+            best_score: f64::INFINITY,
+            notes: Vec::new(),
+        })
+    }
+
+    /// Remarks on how it runs.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What is trained, with its present numbers.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// Updates so far.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Everything that changes while training.
+    pub fn state(&self) -> State {
+        State {
+            step: self.step,
+            now: self.parameters.iter().map(|parameter| parameter.elements.clone()).collect(),
+            m: self.adam.m.clone(),
+            v: self.adam.v.clone(),
+            average: self.average.as_ref().map(|average| average.elements.clone()),
+            best: self.best.clone(),
+            best_step: self.best_step,
+            best_score: self.best_score,
+            initial_loss: self.initial_loss,
+        }
+    }
+
+    /// Goes on from a state of the same model, data and options.
+    pub fn restore(&mut self, state: State) -> Result<(), TrainError> {
+        let misfit = |what: &str| TrainError::State { what: what.to_owned() };
+        let fits = |elements: &[Vec<f32>]| {
+            elements.len() == self.parameters.len()
+                && elements.iter().zip(&self.parameters).all(|(a, b)| a.len() == b.elements.len())
+        };
+        if ![&state.now, &state.m, &state.v, &state.best].into_iter().all(|elements| fits(elements)) {
+            return Err(misfit("it has parameters of other sizes"));
+        }
+        if state.step > self.options.steps || state.best_step > state.step {
+            return Err(misfit("it is behind the last step"));
+        }
+        match (&mut self.average, state.average) {
+            (Some(average), Some(elements)) if fits(&elements) => average.elements = elements,
+            (None, None) => {}
+            _ => return Err(misfit("it has another moving average")),
+        }
+        for (parameter, elements) in self.parameters.iter_mut().zip(state.now) {
+            parameter.elements = elements;
+        }
+        (self.adam.m, self.adam.v, self.adam.t) = (state.m, state.v, state.step);
+        (self.best, self.best_step, self.best_score) = (state.best, state.best_step, state.best_score);
+        (self.step, self.initial_loss) = (state.step, state.initial_loss);
+        Ok(())
+    }
+
+    /// Trains to the last step, or until the watcher stops it; true if the last
+    /// step was reached.
+    ///
+    /// # Errors
+    /// A loss that explodes, and states that cannot be saved.
+    pub fn run(&mut self, watch: &mut dyn Watch) -> Result<bool, TrainError> {
+        if self.step == 0 {
+            self.evaluate(watch)?;
+            self.offer_state(watch)?;
+        }
+        let mut judged = self.step;
+        while self.step < self.options.steps {
+            if watch.stop() {
+                if judged != self.step {
+                    self.evaluate(watch)?;
+                }
+                return Ok(false);
+            }
+            let report = self.update()?;
+            watch.step(&report);
+            if self.step.is_multiple_of(self.options.evaluate_every.max(1)) || self.step == self.options.steps {
+                self.evaluate(watch)?;
+                judged = self.step;
+            }
+            self.offer_state(watch)?;
+        }
+        Ok(true)
+    }
+
+    fn offer_state(&self, watch: &mut dyn Watch) -> Result<(), TrainError> {
+        if watch.wants_state(self.step) {
+            watch.save(&self.state(), &self.parameters).map_err(TrainError::Save)?;
+        }
+        Ok(())
+    }
+
+    /// One update.
+    fn update(&mut self) -> Result<StepReport, TrainError> {
+        let Machine { executor, rows, feeds, constants, gradients, loss } = &mut self.machine;
+        self.data.draw(self.step)?;
+        for (&constant, parameter) in constants.iter().zip(&self.parameters) {
+            executor.set(constant, &parameter.elements)?;
+        }
+        let n_runs = self.options.batch.div_ceil((*rows).max(1)).max(1);
+        let mut sums: Vec<Vec<f32>> = Vec::new();
+        let mut terms = [Some(0.0f64), loss.qail.map(|_| 0.0), loss.qbc.map(|_| 0.0)];
+        for run in 0..n_runs {
+            let feed: Vec<(&str, &[f32])> =
+                feeds.iter().map(|feed| (feed.input.as_str(), self.data.part(&feed.source, run, *rows))).collect();
+            executor.run(&feed)?;
+            for (term, value) in terms.iter_mut().zip([Some(loss.total), loss.qail, loss.qbc]) {
+                let Some((term, value)) = term.as_mut().zip(value) else { continue };
+                *term += f64::from(executor.read(value)?.first().copied().unwrap_or(f32::NAN)) / n_runs as f64;
+            }
+            for (index, &gradient) in gradients.iter().enumerate() {
+                let elements = executor.read(gradient)?;
+                match sums.get_mut(index) {
+                    Some(sum) => sum.iter_mut().zip(elements).for_each(|(sum, g)| *sum += g),
+                    None => sums.push(elements.to_vec()),
+                }
+            }
+        }
+        if n_runs > 1 {
+            sums.iter_mut().flatten().for_each(|g| *g /= n_runs as f32);
+        }
+        let [total, qail, qbc] = terms;
+        let total = total.unwrap_or(f64::NAN);
+        self.check(total, &sums)?;
+        let factor = self.options.schedule().factor(self.step);
+        let rates = Rates { weights: self.options.lr * factor, steps: self.options.lr_steps * factor };
+        let gradient_norm = self.adam.update(&mut self.parameters, &sums, rates);
+        self.step += 1;
+        if let Some(average) = &mut self.average {
+            average.update(&self.parameters, self.step);
+        }
+        Ok(StepReport { step: self.step, loss: total, qail, qbc, lr: rates.weights, gradient_norm })
+    }
+
+    /// Refuses a loss that is not finite or has exploded.
+    fn check(&mut self, loss: f64, gradients: &[Vec<f32>]) -> Result<(), TrainError> {
+        if self.initial_loss.is_nan() {
+            self.initial_loss = loss;
+        }
+        // Next to nothing may grow a thousandfold: it counts once it is worse
+        // than an action that is as large as the teacher's and wrong.
+        let limit = DIVERGED * self.initial_loss.max(1e-6);
+        let not_finite = |elements: &[f32]| elements.iter().any(|x| !x.is_finite());
+        let bad_gradient = gradients.iter().any(|gradient| not_finite(gradient));
+        if loss.is_finite() && loss <= limit && !bad_gradient {
+            return Ok(());
+        }
+        let name = |index: usize| self.parameters.get(index).map(|parameter| parameter.name.clone());
+        let bad = self.parameters.iter().position(|parameter| not_finite(&parameter.elements));
+        let bad = bad.or_else(|| gradients.iter().position(|gradient| not_finite(gradient)));
+        let (step, initial) = (self.step, self.initial_loss);
+        Err(TrainError::Diverged { step, loss, initial, constant: bad.and_then(name) })
+    }
+
+    /// Judges the present parameters, or their average, and keeps the best.
+    fn evaluate(&mut self, watch: &mut dyn Watch) -> Result<Evaluation, TrainError> {
+        let now = match &self.average {
+            Some(average) => average.elements.clone(),
+            None => self.parameters.iter().map(|parameter| parameter.elements.clone()).collect(),
+        };
+        let (teacher, expert) = self.judge.errors(&now)?;
+        let method = self.options.method;
+        let qail = expert.filter(|_| method.needs_actions()).map_or(0.0, |error| error.mse());
+        let qbc = if method.needs_teacher() { teacher.mse() } else { 0.0 };
+        let score = match method {
+            Method::Qbc => qbc,
+            Method::Ptq | Method::Qail | Method::QailQbc => qail + self.options.lambda * qbc,
+        };
+        let is_best = score < self.best_score;
+        if is_best {
+            (self.best, self.best_step, self.best_score) = (now, self.step, score);
+        }
+        let evaluation = Evaluation { step: self.step, teacher, expert, score, is_best };
+        watch.evaluated(&evaluation);
+        Ok(evaluation)
+    }
+}
+
+/// Held-out rows and who judges on them.
+struct Judge {
+    student: Forward,
+    rows: Rows,
+    /// Actions of the full-precision policy.
+    reference: Column,
+    action: String,
+}
+
+impl Judge {
+    fn errors(&mut self, elements: &[Vec<f32>]) -> Result<(ActionError, Option<ActionError>), TrainError> {
+        self.student.set(elements)?;
+        let actions = self.student.run(&self.rows.observations, &[&self.action])?;
+        let actions = actions.into_iter().next().ok_or_else(|| TrainError::NoOutput { name: self.action.clone() })?;
+        let mut teacher = ActionError::new();
+        teacher.add(&actions.data, &self.reference.data);
+        let expert = self.rows.actions.as_ref().map(|expert| {
+            let mut error = ActionError::new();
+            error.add(&actions.data, &expert.data);
+            error
+        });
+        Ok((teacher, expert))
+    }
+}
+
+/// The actions of the full-precision policy by the interpreter, which the
+/// report of a build uses too.
+fn reference(teacher: &Graph, rows: &Rows, action: &str) -> Result<Column, TrainError> {
+    let judge = Interpreter::new(teacher)?;
+    let types: Vec<(String, TensorType)> =
+        teacher.inputs().iter().map(|&id| (teacher.node(id).name.clone(), teacher.ty(id.value()).clone())).collect();
+    let mut out = Column { name: action.to_owned(), row_len: 0, data: Vec::new() };
+    for index in 0..rows.n_rows() {
+        let mut inputs = BTreeMap::new();
+        for (name, ty) in &types {
+            let column = rows.observations.iter().find(|column| column.name == *name);
+            let column = column.ok_or_else(|| TrainError::NoColumn { name: name.clone() })?;
+            inputs.insert(name.clone(), tensor(ty, column.row(index)));
+        }
+        let outputs = judge.run(&inputs)?;
+        let action = outputs.get(action).and_then(Tensor::as_f32);
+        let action = action.ok_or_else(|| TrainError::NoOutput { name: out.name.clone() })?;
+        out.row_len = action.len();
+        out.data.extend_from_slice(action);
+    }
+    Ok(out)
+}
+
+/// One row as an input of a graph at batch 1.
+fn tensor(ty: &TensorType, row: &[f32]) -> Tensor {
+    match ty.elem {
+        qail_ir::Elem::Plain(qail_ir::DType::F32) => Tensor::f32(ty.shape.clone(), row.to_vec()),
+        _ => Tensor::ints(ty.clone(), row.iter().map(|&x| x as i64).collect()),
+    }
+}
+
+/// Rows to train on, the answers of the teacher, and the present batch.
+struct Data {
+    rows: Rows,
+    /// The outputs of the head for every row; the first one is the action.
+    answers: Vec<Column>,
+    /// Present if observations get noise.
+    noisy: Option<(Noise, Forward, Vec<String>)>,
+    sampler: Sampler,
+    observations: Vec<Vec<f32>>,
+    expert: Vec<f32>,
+    teacher: Vec<Vec<f32>>,
+    ones: Vec<f32>,
+}
+
+impl Data {
+    fn new(rows: Rows, mut teacher: Forward, head: &Head, options: &TrainOptions) -> Result<Self, TrainError> {
+        let outputs = outputs_of(head);
+        let answers = teacher.run(&rows.observations, &outputs)?;
+        let names = outputs.iter().map(|name| (*name).to_owned()).collect();
+        let noise = (options.obs_noise > 0.0).then(|| Noise::new(&rows, options.obs_noise, options.seed));
+        let noisy = noise.map(|noise| (noise, teacher, names));
+        Ok(Self::with(rows, answers, noisy, options))
+    }
+
+    fn with(
+        rows: Rows,
+        answers: Vec<Column>,
+        noisy: Option<(Noise, Forward, Vec<String>)>,
+        options: &TrainOptions,
+    ) -> Self {
+        let sampler = Sampler::new(rows.n_rows(), options.batch, options.seed);
+        let observations = vec![Vec::new(); rows.observations.len()];
+        let teacher = vec![Vec::new(); answers.len()];
+        let ones = vec![1.0; options.batch.max(1)];
+        Self { rows, answers, noisy, sampler, observations, expert: Vec::new(), teacher, ones }
+    }
+
+    /// The column behind a source, if it has one.
+    fn column(&self, source: &Source) -> Result<Option<&Column>, TrainError> {
+        let missing = |name: &str| TrainError::NoColumn { name: name.to_owned() };
+        match source {
+            Source::Observation(index) => {
+                self.rows.observations.get(*index).map(Some).ok_or_else(|| missing("observations"))
+            }
+            Source::Expert => self.rows.actions.as_ref().map(Some).ok_or_else(|| missing("actions")),
+            Source::Teacher(index) => self.answers.get(*index).map(Some).ok_or_else(|| missing("teacher")),
+            Source::Ones => Ok(None),
+        }
+    }
+
+    /// Gathers the batch of a step.
+    fn draw(&mut self, step: u64) -> Result<(), TrainError> {
+        let rows = self.sampler.rows(step);
+        for (batch, column) in self.observations.iter_mut().zip(&self.rows.observations) {
+            gather(batch, column, &rows);
+        }
+        for (batch, column) in self.teacher.iter_mut().zip(&self.answers) {
+            gather(batch, column, &rows);
+        }
+        if let Some(actions) = &self.rows.actions {
+            gather(&mut self.expert, actions, &rows);
+        }
+        let Some((noise, teacher, names)) = &mut self.noisy else { return Ok(()) };
+        noise.add(step, &mut self.observations);
+        let columns: Vec<Column> = self.rows.observations.iter().zip(&self.observations).map(noisy_column).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let answers = teacher.run(&columns, &names)?;
+        if let (Some(clean), Some(noisy)) = (self.teacher.first(), answers.first()) {
+            for (expert, (clean, noisy)) in self.expert.iter_mut().zip(clean.iter().zip(&noisy.data)) {
+                *expert += noisy - clean;
+            }
+        }
+        self.teacher = answers.into_iter().map(|column| column.data).collect();
+        Ok(())
+    }
+
+    /// The numbers of run `run` of the batch, which has `rows` rows.
+    fn part(&self, source: &Source, run: usize, rows: usize) -> &[f32] {
+        let (all, row_len) = match source {
+            Source::Observation(index) => {
+                (self.observations.get(*index), self.rows.observations.get(*index).map(|column| column.row_len))
+            }
+            Source::Expert => (Some(&self.expert), self.rows.actions.as_ref().map(|column| column.row_len)),
+            Source::Teacher(index) => (self.teacher.get(*index), self.answers.get(*index).map(|column| column.row_len)),
+            Source::Ones => (Some(&self.ones), Some(1)),
+        };
+        let len = rows * row_len.unwrap_or(0);
+        all.and_then(|all| all.get(run * len..(run + 1) * len)).unwrap_or_default()
+    }
+}
+
+fn gather(batch: &mut Vec<f32>, column: &Column, rows: &[usize]) {
+    batch.clear();
+    rows.iter().for_each(|&row| batch.extend_from_slice(column.row(row)));
+}
+
+fn noisy_column((column, rows): (&Column, &Vec<f32>)) -> Column {
+    Column { name: column.name.clone(), row_len: column.row_len, data: rows.clone() }
+}
+
+#[cfg(test)]
+mod tests;
