@@ -14,7 +14,7 @@ use crate::{
 };
 
 const JOINT: &str = "
-    graph @joint(%x: f32[4, 1], %target.y: f32[4, 1]) -> (%y, %loss, %gw, %gb) {batch = 0} {
+    graph @joint(%x: f32[4, 1], %target.y: f32[4, 1]) -> (%y, %loss, %gw, %gb) {
       %w = const [0.5] : f32[1, 1]
       %b = const [0.0] : f32[1]
       %y = linear %x, %w, %b : f32[4, 1]
