@@ -129,15 +129,17 @@ impl Report {
     }
 }
 
-/// Keys of [`Manifest::evaluation`] for one output.
-pub fn record_error(manifest: &mut Manifest, error: &OutputError) {
-    let mut put = |figure: &str, value: f64| {
-        manifest.evaluation.insert(format!("{}:{figure}", error.name), value);
-    };
-    put("mse", error.mse);
-    put("max", error.max);
-    put("teacher_rms", error.teacher_rms);
-    put("n_samples", error.n_samples as f64);
+impl OutputError {
+    /// Entries of [`Manifest::evaluation`] for this output.
+    pub fn figures(&self) -> [(String, f64); 4] {
+        let figure = |name: &str, value: f64| (format!("{}:{name}", self.name), value);
+        [
+            figure("mse", self.mse),
+            figure("max", self.max),
+            figure("teacher_rms", self.teacher_rms),
+            figure("n_samples", self.n_samples as f64),
+        ]
+    }
 }
 
 fn errors(manifest: &Manifest) -> Vec<OutputError> {

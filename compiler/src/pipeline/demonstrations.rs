@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use qail_ir::{DType, Elem, Graph, TensorType, interp::Tensor};
+use qail_train::batches::{Column, MAX_BYTES, Rows};
 
 use crate::data::{DataError, DemoMap, Demos, Field, StepReader};
 
@@ -51,9 +52,7 @@ impl Demonstrations {
     pub fn read(demos: &Demos, graph: &Graph, n_calibration: usize, n_held_out: usize) -> Result<Self, DataError> {
         let episodes = demos.episodes();
         let split = episodes.len() >= 2;
-        let n_held_out_episodes = if split { (episodes.len() / 5).max(1) } else { 0 };
-        let (train, held) = episodes.split_at(episodes.len() - n_held_out_episodes);
-        let held = if split { held } else { train };
+        let Split { train, held } = Split::of(episodes);
         Ok(Self {
             calibration: read_steps(demos, graph, &spread(train, n_calibration))?,
             held_out: read_steps(demos, graph, &spread(held, n_held_out))?,
@@ -61,6 +60,60 @@ impl Demonstrations {
             n_steps: demos.n_steps(),
             n_episodes: episodes.len(),
         })
+    }
+}
+
+/// Rows to train on and rows to judge on.
+#[derive(Debug)]
+pub struct TrainingRows {
+    /// Every step of the episodes that are not held out, or as many as fit
+    /// into memory, evenly spread.
+    pub train: Rows,
+    /// The steps of [`Demonstrations::held_out`].
+    pub held_out: Rows,
+    /// Steps that there are for [`TrainingRows::train`].
+    pub n_steps: usize,
+}
+
+impl TrainingRows {
+    /// Reads the rows of both; `n_held_out` as in [`Demonstrations::read`].
+    pub fn read(demos: &Demos, n_held_out: usize) -> Result<Self, DataError> {
+        let Split { train, held } = Split::of(demos.episodes());
+        let numbers = |field: &Field| field.info.row_len();
+        let per_step: usize = demos.observations().iter().chain(demos.actions()).map(numbers).sum();
+        // The teacher's answers take about as much again as the actions.
+        let per_step = (per_step + demos.actions().map_or(0, numbers)).max(1) * size_of::<f32>();
+        let n_steps = train.iter().map(Range::len).sum();
+        let train = rows(demos, &spread(train, MAX_BYTES / per_step))?;
+        Ok(Self { train, held_out: rows(demos, &spread(held, n_held_out))?, n_steps })
+    }
+}
+
+/// Columns of ascending steps.
+fn rows(demos: &Demos, steps: &[usize]) -> Result<Rows, DataError> {
+    let column = |field: &Field| -> Result<Column, DataError> {
+        let mut data = Vec::with_capacity(steps.len() * field.info.row_len());
+        let read = |reader: &mut StepReader, n: usize, out: &mut Vec<f32>| reader.next(n, out);
+        for_rows(demos, field, steps, read, |row| data.extend_from_slice(row))?;
+        Ok(Column { name: field.name.clone(), row_len: field.info.row_len(), data })
+    };
+    let observations = demos.observations().iter().map(column).collect::<Result<_, _>>()?;
+    Ok(Rows { observations, actions: demos.actions().map(column).transpose()? })
+}
+
+/// Episodes to learn from and episodes to judge on.
+struct Split<'a> {
+    train: &'a [Range<usize>],
+    held: &'a [Range<usize>],
+}
+
+impl<'a> Split<'a> {
+    /// The last fifth of the episodes, at least one, is held out; a single
+    /// episode is both.
+    fn of(episodes: &'a [Range<usize>]) -> Self {
+        let n_held_out = if episodes.len() >= 2 { (episodes.len() / 5).max(1) } else { 0 };
+        let (train, held) = episodes.split_at(episodes.len() - n_held_out);
+        Self { train, held: if held.is_empty() { train } else { held } }
     }
 }
 
@@ -107,17 +160,29 @@ fn read_tensors(demos: &Demos, field: &Field, ty: &TensorType, steps: &[usize]) 
     Ok(rows.into_iter().map(|row| Tensor::ints(ty.clone(), row)).collect())
 }
 
-/// Rows of one array at ascending steps; reads in blocks, keeps what is asked for.
+/// Rows of one array at ascending steps.
 fn read_rows<T: Clone>(
     demos: &Demos,
     field: &Field,
     steps: &[usize],
-    mut read: impl FnMut(&mut StepReader, usize, &mut Vec<T>) -> Result<usize, DataError>,
+    read: impl FnMut(&mut StepReader, usize, &mut Vec<T>) -> Result<usize, DataError>,
 ) -> Result<Vec<Vec<T>>, DataError> {
+    let mut rows = Vec::with_capacity(steps.len());
+    for_rows(demos, field, steps, read, |row| rows.push(row.to_vec()))?;
+    Ok(rows)
+}
+
+/// Shows the rows of one array at ascending steps; reads in blocks.
+fn for_rows<T>(
+    demos: &Demos,
+    field: &Field,
+    steps: &[usize],
+    mut read: impl FnMut(&mut StepReader, usize, &mut Vec<T>) -> Result<usize, DataError>,
+    mut see: impl FnMut(&[T]),
+) -> Result<(), DataError> {
     const BLOCK: usize = 256;
     let row_len = field.info.row_len();
     let mut reader = demos.stream(field)?;
-    let mut rows = Vec::with_capacity(steps.len());
     let (mut block, mut first) = (Vec::new(), 0);
     let mut wanted = steps.iter().copied().peekable();
     while wanted.peek().is_some() {
@@ -128,11 +193,11 @@ fn read_rows<T: Clone>(
         }
         while let Some(step) = wanted.next_if(|&step| step < first + n) {
             let start = (step - first) * row_len;
-            rows.push(block.get(start..start + row_len).unwrap_or_default().to_vec());
+            see(block.get(start..start + row_len).unwrap_or_default());
         }
         first += n;
     }
-    Ok(rows)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -144,5 +209,16 @@ mod tests {
         assert_eq!(spread(&[0..4, 6..10], 4), [0, 2, 6, 8]);
         assert_eq!(spread(std::slice::from_ref(&(0..3)), 10), [0, 1, 2]);
         assert_eq!(spread(&[], 10), [0usize; 0]);
+    }
+
+    #[test]
+    fn a_fifth_of_the_episodes_is_held_out() {
+        let episodes: Vec<Range<usize>> = (0..11).map(|i| i..i + 1).collect();
+        let split = Split::of(&episodes);
+        assert_eq!((split.train.len(), split.held.len()), (9, 2));
+        let split = Split::of(&episodes[..2]);
+        assert_eq!((split.train, split.held), (&episodes[..1], &episodes[1..2]));
+        let split = Split::of(&episodes[..1]);
+        assert_eq!(split.train, split.held);
     }
 }

@@ -52,6 +52,52 @@ pub enum PipelineError {
     /// The teacher does not run.
     #[error(transparent)]
     Interp(#[from] InterpError),
+    /// The head does not fit the model or the data.
+    #[error("{what}; the outputs are {outputs}; say which with --action-output or in policy.toml")]
+    Head {
+        /// What does not fit.
+        what: String,
+        /// Outputs of floats, with their lengths.
+        outputs: String,
+    },
+    /// The method cannot be used here.
+    #[error("method {method} cannot be used: {why}")]
+    Method {
+        /// What was asked for.
+        method: qail_train::options::Method,
+        /// Why not.
+        why: String,
+    },
+    /// Training cannot begin or go on.
+    #[error(transparent)]
+    Train(#[from] qail_train::trainer::TrainError),
+    /// A file is no sound checkpoint.
+    #[error("cannot use the checkpoint `{}`", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<qail_train::checkpoint::CheckpointError>,
+    },
+    /// A checkpoint of our own cannot be made.
+    #[error("cannot make a checkpoint")]
+    NoCheckpoint(#[from] qail_train::checkpoint::CheckpointError),
+    /// A checkpoint lacks something that a build needs.
+    #[error("the checkpoint has no sound fact `{name}`")]
+    Fact {
+        /// Name of the fact.
+        name: &'static str,
+    },
+    /// The checkpoint is of another run.
+    #[error("cannot resume: the checkpoint is of another run: {what}")]
+    Resume {
+        /// The first difference.
+        what: String,
+    },
+    /// A file cannot be written.
+    #[error(transparent)]
+    Output(#[from] crate::files::WriteError),
     /// A condition that earlier stages guarantee.
     #[error("internal error: {0}")]
     Internal(&'static str),

@@ -1,17 +1,23 @@
 //! From a model file to the bytes of an artifact: the order of everything.
 //!
 //! ```text
-//! import -> passes (fold, fuse, fake-quant, calibrate, lower) -> codegen -> file
-//!                                                                 |
-//!                      teacher (the imported graph) <- compare <- session on the CPU
+//! import -> prepare (fold, fuse, fake-quant, calibrate) -> train -> finish (lower) -> codegen -> file
+//!                                                                                         |
+//!                                              teacher (the imported graph) <- compare <- session on the CPU
 //! ```
+//! Without training, `ptq`, the passes run in one go and round with more care.
 //! Nothing here prints or reads the clock: progress goes to an [`Observer`].
 
 mod demonstrations;
 mod error;
+mod head;
 mod layers;
+mod training;
 
-use std::path::PathBuf;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use qail_artifact::schema::{Layer, Provenance};
 use qail_ir::{
@@ -19,20 +25,26 @@ use qail_ir::{
     interp::{Interpreter, Tensor},
 };
 use qail_passes::{
-    Note, NoteKind, PassContext, PassManager, PipelineOptions, Precision, Samples, default_pipeline,
+    Note, NoteKind, Pass, PassContext, PassManager, PipelineOptions, Precision, Samples, default_pipeline,
     quant::LoweringReport,
 };
 use qail_runtime::{DeviceSpec, PortInfo, Session, TensorView, TensorViewMut};
+use qail_train::{
+    options::Method,
+    trainer::{Evaluation, StepReport},
+};
 
-pub use demonstrations::{Demonstrations, Sample, open as open_demos};
+pub use demonstrations::{Demonstrations, Sample, TrainingRows, open as open_demos};
 pub use error::PipelineError;
+pub use head::{HeadChoice, HeadKind};
+pub use training::{Save, Training, read_checkpoint};
 
 use crate::{
-    data::DemoMap,
+    data::{DemoMap, Demos},
     elements::Elements,
     files::sha256_of,
     frontend::{self, ImportOptions},
-    report::{OutputError, record_error},
+    report::OutputError,
 };
 
 /// Steps that the error against the teacher is measured on.
@@ -53,6 +65,8 @@ pub struct BuildOptions {
     pub n_calibration: usize,
     /// Seed of everything random.
     pub seed: u64,
+    /// How to train; `None` for post-training quantization alone.
+    pub training: Option<Training>,
 }
 
 /// Who hears about the work.
@@ -61,6 +75,18 @@ pub trait Observer {
     fn progress(&mut self, stage: &str, done: usize, all: usize);
     /// The graph behind a pass.
     fn after_pass(&mut self, pass: &str, graph: &Graph);
+    /// One update of training out of `steps`.
+    fn trained(&mut self, report: &StepReport, steps: u64) {
+        let _ = (report, steps);
+    }
+    /// How good the policy in training is on held-out steps.
+    fn evaluated(&mut self, evaluation: &Evaluation) {
+        let _ = evaluation;
+    }
+    /// Asked before each update: true ends training early.
+    fn stop_training(&mut self) -> bool {
+        false
+    }
 }
 
 /// An observer that is not interested.
@@ -75,8 +101,8 @@ impl Observer for Silent {
 /// A model, quantized.
 #[derive(Debug)]
 pub struct Quantized {
-    /// The graph as imported, in full precision.
-    pub teacher: Graph,
+    /// The graph as imported, in full precision; unknown behind a checkpoint.
+    pub teacher: Option<Graph>,
     /// The graph as it will run.
     pub graph: Graph,
     /// What `lower-quant` did, in integer precisions.
@@ -87,8 +113,13 @@ pub struct Quantized {
     pub pass_notes: Vec<Note>,
     /// The data, if there is any.
     pub demonstrations: Option<Demonstrations>,
-    model_sha256: String,
-    data_sha256: String,
+    /// What really runs, for example `w4a4+e8+o16`.
+    pub precision: String,
+    /// Name of the model.
+    name: String,
+    provenance: Provenance,
+    /// Figures that training measured on the artifact.
+    evaluation: BTreeMap<String, f64>,
 }
 
 /// An artifact and what it was made from.
@@ -100,43 +131,111 @@ pub struct Built {
     pub quantized: Quantized,
 }
 
-/// Imports a model and runs the passes of its precision.
-///
-/// # Errors
-/// Everything that is wrong with the model or the data, and integer precisions
-/// without data.
-pub fn quantize(
-    model: &std::path::Path,
-    options: &BuildOptions,
-    observer: &mut dyn Observer,
-) -> Result<Quantized, PipelineError> {
+/// A model and its data, read and not yet changed.
+struct Opened {
+    teacher: Graph,
+    demos: Option<Demos>,
+    demonstrations: Option<Demonstrations>,
+    name: String,
+    model_sha256: String,
+    data_sha256: String,
+    notes: Vec<String>,
+    pass_notes: Vec<Note>,
+}
+
+impl Opened {
+    fn samples(&self) -> Option<&dyn Samples> {
+        self.demonstrations.as_ref().map(|demonstrations| &demonstrations.calibration as &dyn Samples)
+    }
+}
+
+fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
     let imported = frontend::import(model, &options.import)?;
     let teacher = imported.graph;
     if options.passes.precision.needs_data() && options.demos.is_none() {
         return Err(PipelineError::NeedsData { precision: options.passes.precision });
     }
-    let (demonstrations, data_sha256) = match &options.demos {
-        Some(path) => {
-            let demos = demonstrations::open(path, &teacher, &options.map)?;
-            let read = Demonstrations::read(&demos, &teacher, options.n_calibration, N_HELD_OUT)?;
-            let failed = |source| PipelineError::Read { path: path.clone(), source };
-            (Some(read), sha256_of(path).map_err(failed)?)
-        }
-        None => (None, String::new()),
-    };
-    observer.after_pass("import", &teacher);
-    let samples = demonstrations.as_ref().map(|demonstrations| &demonstrations.calibration as &dyn Samples);
-    let passed = run_passes(&teacher, samples, options, observer)?;
-    Ok(Quantized {
+    let mut opened = Opened {
         teacher,
+        demos: None,
+        demonstrations: None,
+        name: model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
+        model_sha256: imported.sha256,
+        data_sha256: String::new(),
+        notes: imported.notes,
+        pass_notes: Vec::new(),
+    };
+    if let Some(path) = &options.demos {
+        let demos = demonstrations::open(path, &opened.teacher, &options.map)?;
+        let read = Demonstrations::read(&demos, &opened.teacher, options.n_calibration, N_HELD_OUT)?;
+        let failed = |source| PipelineError::Read { path: path.clone(), source };
+        opened.data_sha256 = sha256_of(path).map_err(failed)?;
+        (opened.demos, opened.demonstrations) = (Some(demos), Some(read));
+    }
+    Ok(opened)
+}
+
+/// Imports a model, trains it if that was asked for, and runs the passes of its
+/// precision.
+///
+/// # Errors
+/// Everything that is wrong with the model or the data, integer precisions
+/// without data, and training that fails.
+pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Quantized, PipelineError> {
+    let mut opened = open(model, options)?;
+    observer.after_pass("import", &opened.teacher);
+    let method = match &options.training {
+        Some(training) => {
+            let has_actions = opened.demos.as_ref().is_some_and(|demos| demos.actions().is_some());
+            let (method, note) = training::method(training, options.passes.precision, has_actions)?;
+            opened.notes.extend(note);
+            method
+        }
+        None => Method::Ptq,
+    };
+    if let (Some(training), true) = (&options.training, method.trains()) {
+        let checkpoint = training::train(&mut opened, training, method, options, observer)?;
+        let Opened { teacher, demonstrations, notes, pass_notes, .. } = opened;
+        let quantized = training::quantized(&checkpoint, notes, pass_notes, observer)?;
+        return Ok(Quantized { teacher: Some(teacher), demonstrations, ..quantized });
+    }
+    let passes = default_pipeline(&options.passes);
+    let passed = run_passes(&opened.teacher, opened.samples(), passes, options.seed, observer)?;
+    let provenance = Provenance {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        model_sha256: opened.model_sha256,
+        data_sha256: opened.data_sha256,
+        flags: flags(options),
+        seed: options.seed,
+        method: if options.passes.precision == Precision::F32 { "none" } else { "ptq" }.to_owned(),
+        reproducible: true,
+        // Nothing that quantization computes depends on the instruction set.
+        isa: "any".to_owned(),
+    };
+    Ok(Quantized {
+        teacher: Some(opened.teacher),
         graph: passed.graph,
         lowering: passed.lowering,
-        notes: imported.notes,
+        notes: opened.notes,
         pass_notes: passed.notes,
-        demonstrations,
-        model_sha256: imported.sha256,
-        data_sha256,
+        demonstrations: opened.demonstrations,
+        precision: options.passes.effective(),
+        name: opened.name,
+        provenance,
+        evaluation: BTreeMap::new(),
     })
+}
+
+/// The quantized model of a checkpoint. Needs neither the model nor the data.
+///
+/// # Errors
+/// Files that are no sound checkpoints.
+pub fn quantize_checkpoint(path: &Path, observer: &mut dyn Observer) -> Result<Quantized, PipelineError> {
+    let checkpoint = read_checkpoint(path)?;
+    let complete = checkpoint.facts.get("complete").map(String::as_str) == Some("true");
+    let step = checkpoint.state.best_step;
+    let note = format!("training was not finished; the best parameters so far are those of step {step}");
+    training::quantized(&checkpoint, if complete { vec![] } else { vec![note] }, Vec::new(), observer)
 }
 
 /// What the passes of a precision leave.
@@ -149,14 +248,15 @@ struct Passed {
 fn run_passes(
     teacher: &Graph,
     samples: Option<&dyn Samples>,
-    options: &BuildOptions,
+    passes: Vec<Box<dyn Pass>>,
+    seed: u64,
     observer: &mut dyn Observer,
 ) -> Result<Passed, PipelineError> {
     let mut graph = teacher.clone();
     let observer = std::cell::RefCell::new(observer);
-    let mut cx = PassContext { samples, seed: options.seed, ..PassContext::new() };
+    let mut cx = PassContext { samples, seed, ..PassContext::new() };
     cx.progress = Some(Box::new(|pass, done, all| observer.borrow_mut().progress(pass, done, all)));
-    PassManager::new(default_pipeline(&options.passes)).run_with(&mut graph, &mut cx, &mut |pass, _, graph| {
+    PassManager::new(passes).run_with(&mut graph, &mut cx, &mut |pass, _, graph| {
         observer.borrow_mut().after_pass(pass.name(), graph);
     })?;
     Ok(Passed { graph, lowering: cx.lowering.take(), notes: std::mem::take(&mut cx.notes) })
@@ -181,10 +281,11 @@ pub struct Checked {
 ///
 /// # Errors
 /// Whatever [`compile`] would say about the model.
-pub fn check(model: &std::path::Path, options: &BuildOptions) -> Result<Checked, PipelineError> {
+pub fn check(model: &Path, options: &BuildOptions) -> Result<Checked, PipelineError> {
     let imported = frontend::import(model, &options.import)?;
     let samples: Vec<Sample> = (0..2).map(|seed| random_sample(&imported.graph, seed)).collect::<Result<_, _>>()?;
-    let passed = run_passes(&imported.graph, Some(&samples), options, &mut Silent)?;
+    let passes = default_pipeline(&options.passes);
+    let passed = run_passes(&imported.graph, Some(&samples), passes, options.seed, &mut Silent)?;
     qail_codegen::build(&passed.graph, &qail_codegen::BuildOptions::default())?;
     Ok(Checked {
         precision: options.passes.effective(),
@@ -212,37 +313,39 @@ fn random_sample(graph: &Graph, seed: u64) -> Result<Sample, PipelineError> {
 ///
 /// # Errors
 /// As [`quantize`], and graphs that have no plan.
-pub fn compile(
-    model: &std::path::Path,
-    options: &BuildOptions,
-    observer: &mut dyn Observer,
-) -> Result<Built, PipelineError> {
-    let quantized = quantize(model, options, observer)?;
-    let mut plan = qail_codegen::build(&quantized.graph, &qail_codegen::BuildOptions::default())?;
+pub fn compile(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
+    build(quantize(model, options, observer)?, observer)
+}
+
+/// Compiles a checkpoint, as [`compile`] does behind training.
+///
+/// # Errors
+/// As [`quantize_checkpoint`], and graphs that have no plan.
+pub fn compile_checkpoint(path: &Path, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
+    build(quantize_checkpoint(path, observer)?, observer)
+}
+
+fn build(quantized: Quantized, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
+    let mut plan = plan_of(&quantized.graph)?;
     let manifest = &mut plan.manifest;
-    manifest.name = model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    manifest.precision = options.passes.effective();
+    manifest.name = quantized.name.clone();
+    manifest.precision = quantized.precision.clone();
     manifest.layers = layers::layers(&quantized.graph, quantized.lowering.as_ref());
-    manifest.provenance = Some(Provenance {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        model_sha256: quantized.model_sha256.clone(),
-        data_sha256: quantized.data_sha256.clone(),
-        flags: flags(options),
-        seed: options.seed,
-        method: if options.passes.precision == Precision::F32 { "none" } else { "ptq" }.to_owned(),
-        reproducible: true,
-        // Nothing that quantization computes depends on the instruction set.
-        isa: "any".to_owned(),
-    });
-    let mut bytes = plan.to_file()?;
+    manifest.provenance = Some(quantized.provenance.clone());
+    manifest.evaluation = quantized.evaluation.clone();
     let held_out = quantized.demonstrations.as_ref().map(|d| d.held_out.as_slice()).unwrap_or_default();
-    if !held_out.is_empty() {
-        for error in compare(&quantized.teacher, &bytes, held_out, observer)? {
-            record_error(&mut plan.manifest, &error);
+    // What was trained was measured when training ended.
+    if let (Some(teacher), false, true) = (&quantized.teacher, held_out.is_empty(), quantized.evaluation.is_empty()) {
+        let bytes = plan.to_file()?;
+        for error in compare(teacher, &bytes, held_out, observer)? {
+            plan.manifest.evaluation.extend(error.figures());
         }
-        bytes = plan.to_file()?;
     }
-    Ok(Built { bytes, quantized })
+    Ok(Built { bytes: plan.to_file()?, quantized })
+}
+
+fn plan_of(graph: &Graph) -> Result<qail_codegen::Plan, PipelineError> {
+    Ok(qail_codegen::build(graph, &qail_codegen::BuildOptions::default())?)
 }
 
 /// Runs the artifact and the teacher on the same steps.

@@ -1,0 +1,173 @@
+//! Which outputs of a policy are its action, and what kind of head they make.
+//!
+//! The user may say so; else names and shapes are looked at, and the guess is
+//! a note.
+
+use std::collections::BTreeMap;
+
+use qail_ir::{DType, Elem, Graph};
+use qail_train::losses::Head;
+
+use super::PipelineError;
+
+/// Kinds of heads that can train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadKind {
+    /// An output is the action.
+    Deterministic,
+    /// Mean and logarithm of the standard deviation.
+    Gaussian,
+}
+
+/// What the user said about the head; the rest is guessed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeadChoice {
+    /// Kind of the head.
+    pub kind: Option<HeadKind>,
+    /// Part of the head (`action`, or `mean` and `log_std`) to output of the model.
+    pub outputs: BTreeMap<String, String>,
+}
+
+/// Names that a mean goes by.
+const MEANS: [&str; 5] = ["mean", "mu", "loc", "action_mean", "actions_mean"];
+/// Names that the logarithm of a standard deviation goes by.
+const LOG_STDS: [&str; 6] = ["log_std", "logstd", "log_sigma", "log_scale", "action_log_std", "actions_log_std"];
+/// Names that an action goes by.
+const ACTIONS: [&str; 4] = ["action", "actions", "act", "output"];
+
+/// The head of a policy, and a note if it was guessed among several outputs.
+/// `n_actions` is the length of a recorded action, if there are any.
+///
+/// # Errors
+/// Outputs that the model does not have, and models that leave the choice open.
+pub(super) fn resolve(
+    graph: &Graph,
+    choice: &HeadChoice,
+    n_actions: Option<usize>,
+) -> Result<(Head, Option<String>), PipelineError> {
+    let lens: BTreeMap<&str, usize> = graph
+        .outputs
+        .iter()
+        .filter(|output| graph.ty(output.value).elem == Elem::Plain(DType::F32))
+        .map(|output| (output.name.as_str(), graph.ty(output.value).n_elements()))
+        .collect();
+    let listed = || lens.iter().map(|(name, n)| format!("`{name}` ({n} numbers)")).collect::<Vec<_>>().join(", ");
+    let wrong = |what: String| PipelineError::Head { what, outputs: listed() };
+    if let Some(part) = choice.outputs.keys().find(|part| !["action", "mean", "log_std"].contains(&part.as_str())) {
+        return Err(wrong(format!("a head has no part `{part}`; known are action, mean and log_std")));
+    }
+    let named = |part: &str| -> Result<Option<String>, PipelineError> {
+        match choice.outputs.get(part) {
+            Some(name) if !lens.contains_key(name.as_str()) => {
+                Err(wrong(format!("the model has no output `{name}` of floats")))
+            }
+            name => Ok(name.cloned()),
+        }
+    };
+    let among = |known: &[&str]| known.iter().find(|name| lens.contains_key(**name)).map(|name| (*name).to_owned());
+    let mean = named("mean")?;
+    let log_std = named("log_std")?;
+    let action = named("action")?;
+    let kind = choice.kind.or_else(|| log_std.is_some().then_some(HeadKind::Gaussian));
+    let guessed_pair = among(&MEANS).zip(among(&LOG_STDS));
+    let same_len = |(a, b): &(String, String)| lens.get(a.as_str()) == lens.get(b.as_str());
+    let is_gaussian = match kind {
+        Some(kind) => kind == HeadKind::Gaussian,
+        None => action.is_none() && guessed_pair.as_ref().is_some_and(same_len),
+    };
+    let (head, guess) = if is_gaussian {
+        let mean = mean.or_else(|| among(&MEANS)).ok_or_else(|| wrong("a gaussian head needs an output `mean`".into()))?;
+        let log_std = log_std.or_else(|| among(&LOG_STDS));
+        let log_std = log_std.ok_or_else(|| wrong("a gaussian head needs an output `log_std`".to_owned()))?;
+        if !same_len(&(mean.clone(), log_std.clone())) {
+            return Err(wrong(format!("`{mean}` and `{log_std}` of a gaussian head differ in length")));
+        }
+        let note = format!("the head is taken to be gaussian, mean `{mean}`, log_std `{log_std}`");
+        (Head::Gaussian { mean, log_std }, kind.is_none().then_some(note))
+    } else {
+        let fitting: Vec<&str> =
+            lens.iter().filter(|(_, n)| n_actions.is_none_or(|n_actions| **n == n_actions)).map(|(n, _)| *n).collect();
+        let output = match (action.or(mean), &fitting[..]) {
+            (Some(named), _) => (named, false),
+            (None, _) if lens.len() == 1 => (lens.keys().map(|name| (*name).to_owned()).collect(), false),
+            (None, [only]) => ((*only).to_owned(), true),
+            (None, _) => match among(&ACTIONS) {
+                Some(known) => (known, true),
+                None => return Err(wrong("it is not clear which output is the action".to_owned())),
+            },
+        };
+        let note = format!("output `{}` is taken to be the action", output.0);
+        (Head::Deterministic { output: output.0 }, output.1.then_some(note))
+    };
+    let (action, n) = match &head {
+        Head::Deterministic { output } => (output, lens.get(output.as_str())),
+        Head::Gaussian { mean, .. } => (mean, lens.get(mean.as_str())),
+    };
+    match (n, n_actions) {
+        (Some(&n), Some(n_actions)) if n != n_actions => {
+            Err(wrong(format!("output `{action}` has {n} numbers, but a recorded action has {n_actions}")))
+        }
+        (Some(0), _) => Err(wrong(format!("output `{action}` is empty"))),
+        _ => Ok((head, guess)),
+    }
+}
+
+/// The head as a fact of a run.
+pub(super) fn head_name(head: &Head) -> String {
+    match head {
+        Head::Deterministic { output } => format!("deterministic action={output}"),
+        Head::Gaussian { mean, log_std } => format!("gaussian mean={mean} log_std={log_std}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qail_ir::text;
+
+    use super::*;
+
+    fn graph(outputs: &[(&str, usize)]) -> Graph {
+        let inputs: Vec<String> = outputs.iter().map(|(name, n)| format!("%{name}: f32[1, {n}]")).collect();
+        let names: Vec<String> = outputs.iter().map(|(name, _)| format!("%{name}")).collect();
+        let text = format!("graph @g({}) -> ({}) {{batch = 0}} {{ }}", inputs.join(", "), names.join(", "));
+        text::parse(&text).unwrap()
+    }
+
+    fn pick(outputs: &[(&str, usize)], choice: &HeadChoice, n_actions: Option<usize>) -> String {
+        match resolve(&graph(outputs), choice, n_actions) {
+            Ok((head, note)) => format!("{}{}", head_name(&head), if note.is_some() { " (guessed)" } else { "" }),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn names_and_shapes_give_the_head() {
+        let none = HeadChoice::default();
+        assert_eq!(pick(&[("y", 3)], &none, Some(3)), "deterministic action=y");
+        assert_eq!(pick(&[("y", 3), ("value", 1)], &none, Some(3)), "deterministic action=y (guessed)");
+        assert_eq!(pick(&[("action", 3), ("h", 3)], &none, Some(3)), "deterministic action=action (guessed)");
+        assert_eq!(pick(&[("mean", 3), ("log_std", 3)], &none, Some(3)), "gaussian mean=mean log_std=log_std (guessed)");
+        assert!(pick(&[("a", 3), ("b", 3)], &none, Some(3)).contains("not clear"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let none = HeadChoice::default();
+        let message = pick(&[("y", 3)], &none, Some(4));
+        assert!(message.contains("output `y` has 3 numbers, but a recorded action has 4"), "{message}");
+        let choice = HeadChoice { kind: Some(HeadKind::Gaussian), ..none };
+        assert!(pick(&[("y", 3)], &choice, Some(3)).contains("needs an output `mean`"));
+        let outputs = BTreeMap::from([("action".to_owned(), "z".to_owned())]);
+        assert!(pick(&[("y", 3)], &HeadChoice { kind: None, outputs }, None).contains("no output `z`"));
+    }
+
+    #[test]
+    fn what_the_user_says_wins() {
+        let outputs = BTreeMap::from([("action".to_owned(), "b".to_owned())]);
+        let choice = HeadChoice { kind: None, outputs };
+        assert_eq!(pick(&[("a", 3), ("b", 3)], &choice, Some(3)), "deterministic action=b");
+        let choice = HeadChoice { kind: Some(HeadKind::Deterministic), ..HeadChoice::default() };
+        let message = pick(&[("mean", 3), ("log_std", 3)], &choice, Some(3));
+        assert!(message.contains("not clear"), "{message}");
+    }
+}
