@@ -5,7 +5,16 @@ use std::{path::PathBuf, str::FromStr};
 use clap::{Args, builder::TypedValueParser};
 use qail_passes::{Calibrate, Observer, PipelineOptions, Precision};
 
-use crate::{data::DemoMap, frontend::ImportOptions, pipeline::BuildOptions};
+use qail_train::{
+    Distance,
+    options::{Method, TrainOptions, parse_distance},
+};
+
+use crate::{
+    data::DemoMap,
+    frontend::ImportOptions,
+    pipeline::{BuildOptions, HeadChoice, HeadKind, Training},
+};
 
 /// A model and how to read it.
 #[derive(Debug, Args)]
@@ -65,9 +74,9 @@ impl ModelArgs {
 /// How to quantize.
 #[derive(Debug, Args)]
 pub(super) struct QuantArgs {
-    /// Precision: f32, w8a8, w4a8, w4a4 (integers), w8a16, w4a16 (quantized weights only).
-    #[arg(short = 'b', long = "bits", default_value = "w4a4")]
-    pub(super) bits: Precision,
+    /// Precision: f32, w8a8, w4a8, w4a4 (integers), w8a16, w4a16 (quantized weights only). Default: w4a4.
+    #[arg(short = 'b', long = "bits", value_name = "BITS")]
+    pub(super) bits: Option<Precision>,
     /// Bits of the first and last layer, where the inside has fewer.
     #[arg(long, default_value_t = 8, value_parser = clap::builder::PossibleValuesParser::new(["4", "8"]).map(|bits| if bits == "4" { 4u8 } else { 8 }))]
     pub(super) edge_bits: u8,
@@ -91,13 +100,120 @@ pub(super) fn build_options(model: &ModelArgs, data: &DataArgs, quant: &QuantArg
         passes: PipelineOptions {
             edge_bits: quant.edge_bits,
             calibrate: Calibrate { observer: quant.observer, max_samples: n_calibration },
-            ..PipelineOptions::new(quant.bits)
+            ..PipelineOptions::new(quant.bits.unwrap_or(Precision::W4A4))
         },
         demos: data.demos.clone(),
         map: data.mapping(),
         n_calibration,
         seed: quant.seed,
+        training: None,
     }
+}
+
+/// How to train.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Training")]
+pub(super) struct TrainArgs {
+    /// Method: ptq (no training), qail (imitate the expert), qbc (clone the full-precision policy),
+    /// qail+qbc. Default: qail+qbc for integer precisions, qbc if the data has no actions.
+    #[arg(long, value_name = "METHOD")]
+    pub(super) method: Option<Method>,
+    /// Updates.
+    #[arg(long, default_value_t = TrainOptions::default().steps, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    steps: u64,
+    /// Steps of the recording in a batch.
+    #[arg(long, default_value_t = TrainOptions::default().batch as u64, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    batch: u64,
+    /// Learning rate of weights and biases, relative to their size.
+    #[arg(long, default_value_t = TrainOptions::default().lr, value_name = "RATE", value_parser = positive)]
+    lr: f64,
+    /// Learning rate of the steps of quantizers, relative to their size.
+    #[arg(long, default_value_t = TrainOptions::default().lr_steps, value_name = "RATE", value_parser = not_negative)]
+    lr_steps: f64,
+    /// Distance of actions: l2, l1, huber or huber:DELTA. Default: l2; likelihood and divergence for Gaussian heads.
+    #[arg(long, value_name = "DISTANCE", value_parser = parse_distance)]
+    loss: Option<Distance>,
+    /// Weight of the cloning term beside the imitation term.
+    #[arg(long, default_value_t = TrainOptions::default().lambda, value_name = "X", value_parser = not_negative)]
+    lambda: f64,
+    /// Decay of weights, relative to the learning rate.
+    #[arg(long, default_value_t = TrainOptions::default().weight_decay, value_name = "X", value_parser = not_negative)]
+    weight_decay: f64,
+    /// Largest norm of the gradient, all parameters together, in units.
+    #[arg(long, default_value_t = TrainOptions::default().clip, value_name = "X", value_parser = positive)]
+    clip: f64,
+    /// Decay of a moving average of the parameters, which is then what is kept; 0 for none.
+    #[arg(long, default_value_t = TrainOptions::default().ema, value_name = "X", value_parser = below_one)]
+    ema: f64,
+    /// Noise on observations, in standard deviations of each feature; the full-precision policy labels the noisy ones.
+    #[arg(long, default_value_t = TrainOptions::default().obs_noise, value_name = "SIGMA", value_parser = not_negative)]
+    obs_noise: f64,
+    /// Updates between two evaluations on held-out episodes.
+    #[arg(long, default_value_t = TrainOptions::default().evaluate_every, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    eval_every: u64,
+    /// Threads; the result does not depend on it. Default: as many as there are cores.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    threads: Option<u64>,
+    /// Stop training after so many seconds and keep the best. The result then depends on the clock.
+    #[arg(long, value_name = "SECONDS", value_parser = positive)]
+    pub(super) time_budget: Option<f64>,
+    /// Which output of the model is the action, where it has several.
+    #[arg(long, value_name = "NAME")]
+    action_output: Option<String>,
+    /// What the ONNX file cannot say. Default: policy.toml beside the model, if there is one.
+    #[arg(long, value_name = "FILE")]
+    pub(super) policy: Option<PathBuf>,
+}
+
+impl TrainArgs {
+    /// How to train. What the user said about the policy in a file gives way to flags.
+    pub(super) fn training(&self, head: Option<&HeadChoice>, cache_dir: Option<PathBuf>) -> Training {
+        let mut head = head.cloned().unwrap_or_default();
+        if let Some(output) = &self.action_output {
+            let kind = head.kind.filter(|kind| *kind == HeadKind::Gaussian);
+            let part = if kind.is_some() { "mean" } else { "action" };
+            head.outputs.insert(part.to_owned(), output.clone());
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(16);
+        Training {
+            method: self.method,
+            options: TrainOptions {
+                distance: self.loss,
+                lambda: self.lambda,
+                steps: self.steps,
+                batch: usize::try_from(self.batch).unwrap_or(usize::MAX),
+                lr: self.lr,
+                lr_steps: self.lr_steps,
+                weight_decay: self.weight_decay,
+                clip: self.clip,
+                ema: self.ema,
+                obs_noise: self.obs_noise,
+                evaluate_every: self.eval_every,
+                ..TrainOptions::default()
+            },
+            head,
+            threads: self.threads.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(cores),
+            cache_dir,
+            save: None,
+        }
+    }
+}
+
+fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    if number.is_finite() && fits(number) { Ok(number) } else { Err(format!("expected a number {expected}")) }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, |x| x > 0.0, "above 0")
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, |x| x >= 0.0, "not below 0")
+}
+
+fn below_one(text: &str) -> Result<f64, String> {
+    number(text, |x| (0.0..1.0).contains(&x), "from 0 to below 1")
 }
 
 /// `NAME=VALUE` on the command line.

@@ -1,19 +1,28 @@
-//! `qailc compile`: from a model to an artifact and a report.
+//! `qailc compile`: from a model, or from a checkpoint of `qailc train`, to an
+//! artifact and a report.
 
-use std::path::PathBuf;
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use indicatif::ProgressBar;
 use qail_artifact::Artifact;
 use qail_ir::{Graph, text};
+use qail_train::{
+    checkpoint,
+    trainer::{Evaluation, StepReport},
+};
 
 use super::{
     Exit, Failure, Terminal,
-    args::{DataArgs, ModelArgs, QuantArgs, build_options},
+    args::{DataArgs, ModelArgs, QuantArgs, TrainArgs, build_options},
     failure::of_pipeline,
 };
 use crate::{
-    files::write_atomic,
-    pipeline::{self, Observer, Quantized},
+    files::{check_writable, write_atomic},
+    pipeline::{self, BuildOptions, Built, Observer, PipelineError, Quantized},
     report::Report,
 };
 
@@ -26,6 +35,11 @@ pub(super) struct Args {
     quant: QuantArgs,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    train: TrainArgs,
+    /// Keep the results of training here, and look for them here first.
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
     /// Where to write the artifact. Default: the model's name with `.qail`.
     #[arg(long = "out", short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
@@ -36,21 +50,26 @@ pub(super) struct Args {
 
 /// Runs the subcommand.
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
-    let options = build_options(&args.model, &args.data, &args.quant);
     let path = args.output.clone().unwrap_or_else(|| args.model.model.with_extension("qail"));
     if path == args.model.model {
         return Err(
             Failure::plain(Exit::Usage, "the artifact would overwrite the model").help("give another name with -o")
         );
     }
-    let mut watcher = Watcher::new(terminal, args.dump.clone());
     let context = format!("cannot compile `{}`", args.model.model.display());
-    let built = pipeline::compile(&args.model.model, &options, &mut watcher);
+    // Training takes a while: what can fail behind it fails before it.
+    check_writable(&path).map_err(|error| not_written(&path, &error))?;
+    let mut watcher = Watcher::new(terminal, args.dump.clone(), args.train.time_budget);
+    let built = if is_checkpoint(&args.model.model) {
+        refuse_flags(args)?;
+        pipeline::compile_checkpoint(&args.model.model, &mut watcher)
+    } else {
+        compile_model(args, &mut watcher)?
+    };
     watcher.finish()?;
     let built = built.map_err(|error| of_pipeline(&context, &error))?;
     say_notes(&built.quantized, terminal);
-    write_atomic(&path, &built.bytes)
-        .map_err(|error| Failure::new(Exit::InvalidInput, format!("cannot write `{}`", path.display()), &error))?;
+    write_atomic(&path, &built.bytes).map_err(|error| not_written(&path, &error))?;
     let artifact = Artifact::parse(&built.bytes).map_err(|error| Failure::new(Exit::Internal, context, &error))?;
     let report = Report::new(artifact.manifest(), built.bytes.len() as u64);
     terminal.result(
@@ -58,6 +77,42 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         || serde_json::json!({ "schema": 1, "artifact": path, "report": report, "notes": built.quantized.notes }),
     );
     Ok(())
+}
+
+fn not_written(path: &Path, error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::new(Exit::InvalidInput, format!("cannot write `{}`", path.display()), error)
+}
+
+fn compile_model(args: &Args, watcher: &mut Watcher<'_>) -> Result<Result<Built, PipelineError>, Failure> {
+    let options = build_options(&args.model, &args.data, &args.quant);
+    let training = args.train.training(None, args.cache_dir.clone());
+    let options = BuildOptions { training: Some(training), ..options };
+    Ok(pipeline::compile(&args.model.model, &options, watcher))
+}
+
+/// True if the file is a checkpoint and no model, going by its first bytes.
+pub(super) fn is_checkpoint(path: &Path) -> bool {
+    let mut first = [0; 16];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && checkpoint::looks_like(&first)
+}
+
+/// A checkpoint holds everything: flags that would change it are refused.
+fn refuse_flags(args: &Args) -> Result<(), Failure> {
+    let given = [
+        ("--bits", args.quant.bits.is_some()),
+        ("--demos", args.data.demos.is_some()),
+        ("--method", args.train.method.is_some()),
+        ("--policy", args.train.policy.is_some()),
+        ("--dim", !args.model.dims.is_empty()),
+        ("--output", !args.model.outputs.is_empty()),
+    ];
+    match given.into_iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((flag, _)) => {
+            let message = format!("{flag} has no effect on a checkpoint: it was decided when it was trained");
+            Err(Failure::plain(Exit::Usage, message).help("leave the flag out, or train again with `qailc train`"))
+        }
+    }
 }
 
 /// Says what was assumed; with `--verbose` also what passes did not do, and why.
@@ -76,18 +131,32 @@ pub(super) fn say_notes(quantized: &Quantized, terminal: &Terminal) {
     }
 }
 
-/// Shows progress and writes the graphs behind passes.
+/// Shows progress, writes the graphs behind passes, and owns the clock.
 pub(super) struct Watcher<'a> {
     terminal: &'a Terminal,
     dump: Option<PathBuf>,
     n_dumped: usize,
     failed: Option<Failure>,
     bar: Option<(String, ProgressBar)>,
+    time_budget: Option<Duration>,
+    /// When training began.
+    began: Option<Instant>,
+    held_out: String,
 }
 
 impl<'a> Watcher<'a> {
-    pub(super) fn new(terminal: &'a Terminal, dump: Option<PathBuf>) -> Self {
-        Self { terminal, dump, n_dumped: 0, failed: None, bar: None }
+    pub(super) fn new(terminal: &'a Terminal, dump: Option<PathBuf>, time_budget: Option<f64>) -> Self {
+        let time_budget = time_budget.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        Self {
+            terminal,
+            dump,
+            n_dumped: 0,
+            failed: None,
+            bar: None,
+            time_budget,
+            began: None,
+            held_out: String::new(),
+        }
     }
 
     /// Clears the bar; fails if a graph could not be written.
@@ -120,6 +189,36 @@ impl Observer for Watcher<'_> {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         }
+    }
+
+    fn trained(&mut self, report: &StepReport, steps: u64) {
+        self.progress("train", usize::try_from(report.step).unwrap_or(0), usize::try_from(steps).unwrap_or(0));
+        // A bar is looked at a few times a second, not at every update.
+        let Some((_, bar)) = self.bar.as_ref().filter(|_| report.step.is_multiple_of(16)) else { return };
+        let term = |name: &str, value: Option<f64>| value.map_or(String::new(), |value| format!(" {name} {value:.2e}"));
+        bar.set_message(format!(
+            "train{}{}{}",
+            term("qail", report.qail),
+            term("qbc", report.qbc),
+            self.held_out
+        ));
+    }
+
+    fn evaluated(&mut self, evaluation: &Evaluation) {
+        let mse = |error: Option<f64>| error.map_or("-".to_owned(), |error| format!("{error:.3e}"));
+        let expert = mse(evaluation.expert.map(|error| error.mse()));
+        let teacher = mse(Some(evaluation.teacher.mse()));
+        self.held_out = format!(" held-out {teacher}");
+        let best = if evaluation.is_best { ", best so far" } else { "" };
+        self.terminal.detail(&format!(
+            "step {}: held-out action mse {teacher} against the full-precision policy, {expert} against the expert{best}",
+            evaluation.step
+        ));
+    }
+
+    fn stop_training(&mut self) -> bool {
+        let began = *self.began.get_or_insert_with(Instant::now);
+        self.time_budget.is_some_and(|budget| began.elapsed() >= budget)
     }
 
     fn after_pass(&mut self, pass: &str, graph: &Graph) {

@@ -51,8 +51,12 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
             Failure::plain(Exit::Usage, "the export would overwrite the model").help("give another name with -o")
         );
     }
-    let mut watcher = Watcher::new(terminal, None);
-    let quantized = pipeline::quantize(&args.model.model, &options, &mut watcher);
+    let mut watcher = Watcher::new(terminal, None, None);
+    let quantized = if is_checkpoint(&args.model.model) {
+        pipeline::quantize_checkpoint(&args.model.model, &mut watcher)
+    } else {
+        pipeline::quantize(&args.model.model, &options, &mut watcher)
+    };
     watcher.finish()?;
     let quantized = quantized.map_err(|error| of_pipeline(&context, &error))?;
     say_notes(&quantized, terminal);
@@ -64,8 +68,8 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let model = model.map_err(|error| Failure::new(Exit::Unsupported, context.clone(), &error))?;
     export::write(&model, &args.output).map_err(|error| Failure::new(Exit::InvalidInput, context, &error))?;
     terminal.result(
-        || format!("{} -> {}\n", options.passes.effective(), args.output.display()),
-        || serde_json::json!({ "schema": 1, "file": args.output, "precision": options.passes.effective() }),
+        || format!("{} -> {}\n", quantized.precision, args.output.display()),
+        || serde_json::json!({ "schema": 1, "file": args.output, "precision": quantized.precision }),
     );
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::{error::Error, fmt::Write as _};
 
 use qail_passes::PassError;
 use qail_runtime::{RunError, RuntimeError};
+use qail_train::{checkpoint::CheckpointError, trainer::TrainError};
 
 use crate::{
     data::DataError,
@@ -141,10 +142,34 @@ fn exit_of_pipeline(error: &PipelineError) -> Exit {
             }
             _ => Exit::Unsupported,
         },
-        PipelineError::Interp(_) => Exit::InvalidInput,
+        PipelineError::Interp(_) | PipelineError::Output(_) | PipelineError::Resume { .. } => Exit::InvalidInput,
+        PipelineError::Head { .. } | PipelineError::Method { .. } => Exit::Usage,
+        PipelineError::Train(error) => exit_of_training(error),
+        PipelineError::Checkpoint { source, .. } => match **source {
+            CheckpointError::Foreign => Exit::InvalidInput,
+            _ => Exit::Artifact,
+        },
+        PipelineError::Fact { .. } => Exit::Artifact,
+        PipelineError::NoCheckpoint(_) => Exit::Internal,
         PipelineError::Write(_) | PipelineError::Runtime(_) | PipelineError::Run(_) | PipelineError::Internal(_) => {
             Exit::Internal
         }
+    }
+}
+
+fn exit_of_training(error: &TrainError) -> Exit {
+    match error {
+        TrainError::Diverged { .. } => Exit::AccuracyGate,
+        TrainError::Parameter(_) | TrainError::Loss(_) | TrainError::Gradient(_) | TrainError::Exec(_) => {
+            Exit::Unsupported
+        }
+        TrainError::Interp(_)
+        | TrainError::NoColumn { .. }
+        | TrainError::NoOutput { .. }
+        | TrainError::RowLength { .. }
+        | TrainError::NoRows
+        | TrainError::State { .. }
+        | TrainError::Save(_) => Exit::InvalidInput,
     }
 }
 

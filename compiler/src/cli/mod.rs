@@ -13,6 +13,7 @@ mod inspect;
 mod opt;
 mod run;
 mod terminal;
+mod train;
 
 use std::{io::Write, process::ExitCode};
 
@@ -40,8 +41,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Quantizes a model and builds an artifact.
+    /// Quantizes and trains a model and builds an artifact; or builds one from a checkpoint.
     Compile(compile::Args),
+    /// Trains a quantized model on demonstrations and writes a checkpoint.
+    Train(train::Args),
     /// Lists everything that stands in the way of compiling a model; needs no data.
     Check(check::Args),
     /// Runs an artifact on recorded observations.
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
     let terminal = Terminal { json: cli.json, quiet: cli.quiet, verbose: cli.verbose };
     let outcome = match cli.command {
         Command::Compile(args) => compile::main(&args, &terminal),
+        Command::Train(args) => train::main(&args, &terminal),
         Command::Check(args) => check::main(&args, &terminal),
         Command::Run(args) => run::main(&args, &terminal),
         Command::Inspect(args) => inspect::main(&args, &terminal),

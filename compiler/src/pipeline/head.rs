@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use qail_ir::{DType, Elem, Graph};
-use qail_train::losses::Head;
+use qail_train::Head;
 
 use super::PipelineError;
 

@@ -11,7 +11,7 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use crate::{losses::Distance, optimizer::AdamWOptions, schedule::Schedule};
+use crate::{Distance, Head, optimizer::AdamWOptions, schedule::Schedule};
 
 /// Which terms the loss has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,8 @@ pub fn distance_name(distance: &Distance) -> String {
         Distance::L1 => "l1".to_owned(),
         Distance::L2 => "l2".to_owned(),
         Distance::Huber { delta } => format!("huber:{delta:?}"),
+        Distance::Nll => "nll".to_owned(),
+        Distance::Kl => "kl".to_owned(),
     }
 }
 
@@ -113,8 +115,9 @@ pub fn distance_name(distance: &Distance) -> String {
 pub struct TrainOptions {
     /// Terms of the loss.
     pub method: Method,
-    /// Distance of actions in both terms.
-    pub distance: Distance,
+    /// Distance of actions in both terms. `None` for what suits the head: L2,
+    /// and for a Gaussian likelihood and divergence.
+    pub distance: Option<Distance>,
     /// Weight of the second term.
     pub lambda: f64,
     /// Updates.
@@ -146,7 +149,7 @@ impl Default for TrainOptions {
     fn default() -> Self {
         Self {
             method: Method::QailQbc,
-            distance: Distance::L2,
+            distance: None,
             lambda: 1.0,
             steps: 4000,
             batch: 256,
@@ -170,7 +173,7 @@ impl TrainOptions {
         let float = |x: f64| format!("{x:?}");
         [
             ("method", self.method.to_string()),
-            ("loss", distance_name(&self.distance)),
+            ("loss", self.distance.as_ref().map_or("auto".to_owned(), distance_name)),
             ("lambda", float(self.lambda)),
             ("steps", self.steps.to_string()),
             ("batch", self.batch.to_string()),
@@ -187,6 +190,15 @@ impl TrainOptions {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
+    }
+
+    /// Distances of both terms for a head: from the expert, from the teacher.
+    pub fn distances(&self, head: &Head) -> (Distance, Distance) {
+        match (self.distance, head) {
+            (Some(distance), _) => (distance, distance),
+            (None, Head::Deterministic { .. }) => (Distance::L2, Distance::L2),
+            (None, Head::Gaussian { .. }) => (Distance::Nll, Distance::Kl),
+        }
     }
 
     /// How the learning rate changes.
@@ -223,7 +235,7 @@ mod tests {
         let base = TrainOptions::default();
         let changed = [
             TrainOptions { method: Method::Qbc, ..base.clone() },
-            TrainOptions { distance: Distance::L1, ..base.clone() },
+            TrainOptions { distance: Some(Distance::L1), ..base.clone() },
             TrainOptions { lambda: 2.0, ..base.clone() },
             TrainOptions { steps: 1, ..base.clone() },
             TrainOptions { batch: 1, ..base.clone() },

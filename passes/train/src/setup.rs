@@ -1,12 +1,13 @@
 //! From a prepared graph to executors that train it.
 
+use std::collections::BTreeSet;
+
 use qail_ir::{Graph, ValueId};
-use qail_passes::rebatch;
+use qail_passes::{Pass, PassContext, Rebatch};
 
 use crate::{
-    differentiate::differentiate,
+    Head, LossSpec, LossValues, Weighting, attach, differentiate,
     exec::{CpuExecutor, CpuOptions, TrainExecutor},
-    losses::{self, Head, LossSpec, LossValues},
     options::TrainOptions,
     parameters::{self, Parameter},
     trainer::TrainError,
@@ -43,16 +44,15 @@ pub(crate) enum Source {
     Expert,
     /// This output of the teacher.
     Teacher(usize),
-    /// Every row counts the same.
-    Ones,
 }
 
 impl Machine {
-    /// For the prepared graph at batch 1.
+    /// For the prepared graph at batch 1. Parameters that do not lead to the
+    /// loss, those of a value function for example, are dropped.
     pub(crate) fn new(
         graph: &Graph,
         head: &Head,
-        parameters: &[Parameter],
+        parameters: &mut Vec<Parameter>,
         options: &TrainOptions,
         threads: usize,
         notes: &mut Vec<String>,
@@ -60,12 +60,15 @@ impl Machine {
         let observations: Vec<String> = graph.inputs().iter().map(|&id| graph.node(id).name.clone()).collect();
         let (mut graph, rows) = rebatched(graph, options.batch, notes);
         let method = options.method;
+        let (from_expert, from_teacher) = options.distances(head);
         let spec = LossSpec {
             head: head.clone(),
-            qail: method.needs_actions().then_some(options.distance),
-            qbc: method.needs_teacher().then_some((options.lambda as f32, options.distance)),
+            qail: method.needs_actions().then_some(from_expert),
+            qbc: method.needs_teacher().then_some((options.lambda as f32, from_teacher)),
+            weighting: Weighting::None,
         };
-        let loss = losses::attach(&mut graph, &spec)?;
+        let loss = attach(&mut graph, &spec)?;
+        keep_those_before(&graph, loss.total, parameters);
         let wrt = parameters::locate(&graph, parameters)?;
         let joint = differentiate(&graph, loss.total, &wrt)?;
         let teacher = outputs_of(head);
@@ -80,6 +83,19 @@ impl Machine {
         let executor = CpuExecutor::new(&joint.graph, &CpuOptions { threads, keep: Vec::new() })?;
         Ok(Self { executor: Box::new(executor), rows, feeds, constants: wrt, gradients: joint.gradients, loss })
     }
+}
+
+/// Drops the parameters that a value does not depend on.
+fn keep_those_before(graph: &Graph, value: ValueId, parameters: &mut Vec<Parameter>) {
+    let mut seen = BTreeSet::new();
+    let mut queue = vec![value.node];
+    while let Some(id) = queue.pop() {
+        if seen.insert(id) {
+            queue.extend(graph.operands(id).into_iter().map(|operand| operand.node));
+        }
+    }
+    let names: BTreeSet<&str> = seen.into_iter().map(|id| graph.node(id).name.as_str()).collect();
+    parameters.retain(|parameter| names.contains(parameter.name.as_str()));
 }
 
 /// The outputs of a policy that its head is made of; the first one is the action.
@@ -97,9 +113,6 @@ pub(crate) fn source_of(input: &str, observations: &[String], teacher: &[&str]) 
     if input.starts_with("target.") {
         return Some(Source::Expert);
     }
-    if input == "weight" {
-        return Some(Source::Ones);
-    }
     let output = input.strip_prefix("teacher.")?;
     teacher.iter().position(|name| *name == output).map(Source::Teacher)
 }
@@ -107,8 +120,8 @@ pub(crate) fn source_of(input: &str, observations: &[String], teacher: &[&str]) 
 /// The graph with another batch, or the graph itself and a remark.
 pub(crate) fn rebatched(graph: &Graph, batch: usize, notes: &mut Vec<String>) -> (Graph, usize) {
     let mut batched = graph.clone();
-    match rebatch::rebatch(&mut batched, batch) {
-        Ok(()) => (batched, batch),
+    match (Rebatch { n: batch }).run(&mut batched, &mut PassContext::new()) {
+        Ok(_) => (batched, batch),
         Err(error) => {
             let note = format!("{error}; it runs row by row, which is slower");
             if !notes.contains(&note) {

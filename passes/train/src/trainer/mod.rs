@@ -16,11 +16,10 @@ use qail_ir::{
 };
 
 use crate::{
+    GradientError, Head, LossError,
     batches::{Column, Noise, Rows, Sampler},
-    differentiate::GradientError,
     exec::ExecError,
     forward::Forward,
-    losses::{Head, LossError},
     metrics::ActionError,
     optimizer::{AdamW, Average, Rates},
     options::{Method, TrainOptions},
@@ -231,8 +230,8 @@ impl Trainer {
             return Err(TrainError::NoRows);
         }
         let mut notes = Vec::new();
-        let parameters = parameters(prepared, samples)?;
-        let machine = Machine::new(prepared, &head, &parameters, &options, threads, &mut notes)?;
+        let mut parameters = parameters(prepared, samples)?;
+        let machine = Machine::new(prepared, &head, &mut parameters, &options, threads, &mut notes)?;
         let action = outputs_of(&head).first().map_or(String::new(), |name| (*name).to_owned());
         let batch = FORWARD_BATCH.min(held_out.n_rows());
         let student = Forward::new(prepared, &parameters, batch, threads, &mut notes)?;
@@ -256,7 +255,7 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         for feed in &machine.feeds {
             let column = data.column(&feed.source)?;
-            if let Some(column) = column.filter(|column| column.row_len != feed.row_len) {
+            if column.row_len != feed.row_len {
                 let (found, expected) = (column.row_len, feed.row_len);
                 return Err(TrainError::RowLength { name: column.name.clone(), found, expected });
             }
@@ -405,10 +404,14 @@ impl Trainer {
         }
         let [total, qail, qbc] = terms;
         let total = total.unwrap_or(f64::NAN);
+        if self.initial_loss.is_nan() {
+            self.initial_loss = total;
+        }
         self.check(total, &sums)?;
         let factor = self.options.schedule().factor(self.step);
         let rates = Rates { weights: self.options.lr * factor, steps: self.options.lr_steps * factor };
         let gradient_norm = self.adam.update(&mut self.parameters, &sums, rates);
+        self.check(total, &sums)?;
         self.step += 1;
         if let Some(average) = &mut self.average {
             average.update(&self.parameters, self.step);
@@ -416,22 +419,17 @@ impl Trainer {
         Ok(StepReport { step: self.step, loss: total, qail, qbc, lr: rates.weights, gradient_norm })
     }
 
-    /// Refuses a loss that is not finite or has exploded.
-    fn check(&mut self, loss: f64, gradients: &[Vec<f32>]) -> Result<(), TrainError> {
-        if self.initial_loss.is_nan() {
-            self.initial_loss = loss;
-        }
-        // Next to nothing may grow a thousandfold: it counts once it is worse
-        // than an action that is as large as the teacher's and wrong.
-        let limit = DIVERGED * self.initial_loss.max(1e-6);
+    /// Refuses numbers that are not finite and a loss that has exploded.
+    fn check(&self, loss: f64, gradients: &[Vec<f32>]) -> Result<(), TrainError> {
+        // Next to nothing may grow a thousandfold. A likelihood has any sign.
+        let limit = DIVERGED * self.initial_loss.abs().max(1e-6);
         let not_finite = |elements: &[f32]| elements.iter().any(|x| !x.is_finite());
-        let bad_gradient = gradients.iter().any(|gradient| not_finite(gradient));
-        if loss.is_finite() && loss <= limit && !bad_gradient {
+        let bad = self.parameters.iter().position(|parameter| not_finite(&parameter.elements));
+        let bad = bad.or_else(|| gradients.iter().position(|gradient| not_finite(gradient)));
+        if loss.is_finite() && loss <= limit && bad.is_none() {
             return Ok(());
         }
         let name = |index: usize| self.parameters.get(index).map(|parameter| parameter.name.clone());
-        let bad = self.parameters.iter().position(|parameter| not_finite(&parameter.elements));
-        let bad = bad.or_else(|| gradients.iter().position(|gradient| not_finite(gradient)));
         let (step, initial) = (self.step, self.initial_loss);
         Err(TrainError::Diverged { step, loss, initial, constant: bad.and_then(name) })
     }
@@ -527,7 +525,6 @@ struct Data {
     observations: Vec<Vec<f32>>,
     expert: Vec<f32>,
     teacher: Vec<Vec<f32>>,
-    ones: Vec<f32>,
 }
 
 impl Data {
@@ -549,21 +546,17 @@ impl Data {
         let sampler = Sampler::new(rows.n_rows(), options.batch, options.seed);
         let observations = vec![Vec::new(); rows.observations.len()];
         let teacher = vec![Vec::new(); answers.len()];
-        let ones = vec![1.0; options.batch.max(1)];
-        Self { rows, answers, noisy, sampler, observations, expert: Vec::new(), teacher, ones }
+        Self { rows, answers, noisy, sampler, observations, expert: Vec::new(), teacher }
     }
 
-    /// The column behind a source, if it has one.
-    fn column(&self, source: &Source) -> Result<Option<&Column>, TrainError> {
-        let missing = |name: &str| TrainError::NoColumn { name: name.to_owned() };
-        match source {
-            Source::Observation(index) => {
-                self.rows.observations.get(*index).map(Some).ok_or_else(|| missing("observations"))
-            }
-            Source::Expert => self.rows.actions.as_ref().map(Some).ok_or_else(|| missing("actions")),
-            Source::Teacher(index) => self.answers.get(*index).map(Some).ok_or_else(|| missing("teacher")),
-            Source::Ones => Ok(None),
-        }
+    /// The column behind a source.
+    fn column(&self, source: &Source) -> Result<&Column, TrainError> {
+        let (column, name) = match source {
+            Source::Observation(index) => (self.rows.observations.get(*index), "observations"),
+            Source::Expert => (self.rows.actions.as_ref(), "actions"),
+            Source::Teacher(index) => (self.answers.get(*index), "teacher"),
+        };
+        column.ok_or_else(|| TrainError::NoColumn { name: name.to_owned() })
     }
 
     /// Gathers the batch of a step.
@@ -600,7 +593,6 @@ impl Data {
             }
             Source::Expert => (Some(&self.expert), self.rows.actions.as_ref().map(|column| column.row_len)),
             Source::Teacher(index) => (self.teacher.get(*index), self.answers.get(*index).map(|column| column.row_len)),
-            Source::Ones => (Some(&self.ones), Some(1)),
         };
         let len = rows * row_len.unwrap_or(0);
         all.and_then(|all| all.get(run * len..(run + 1) * len)).unwrap_or_default()

@@ -7,8 +7,8 @@ use qail_ir::{Constant, Op, ValueId, interp, text};
 
 use super::*;
 use crate::{
+    LossValues,
     exec::TrainExecutor,
-    losses::LossValues,
     parameters::Role,
     setup::{Feed, source_of},
 };
