@@ -1,0 +1,337 @@
+//! The law of training: the forward pass computes the codes, the accumulators
+//! and the actions of the graph that `lower-quant` makes of the same numbers.
+
+// Helpers of tests may fail loudly, as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+
+use qail_ir::{
+    Constant, DType, Elem, Graph, Input, Op, TensorType, UnaryFn, ValueId,
+    interp::{self, Tensor},
+    text,
+};
+use qail_passes::{
+    LowerQuant, Pass, PassContext, PassManager, PipelineOptions, Precision, pipeline, quant::region::Region,
+};
+use qail_train::{CpuExecutor, CpuOptions, ExecError, TrainExecutor};
+use support::{Mlp, Rng, floats, ints};
+
+/// The same graph for `n` samples at once. Nothing in it may hold a batch size.
+fn with_batch(graph: &Graph, n: usize) -> Graph {
+    let mut batched = Graph::new(graph.name.clone());
+    let mut places: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    for id in graph.topo() {
+        let node = graph.node(id).clone();
+        let operands: Vec<ValueId> = graph.operands(id).iter().map(|value| places[value]).collect();
+        let new = match node.op {
+            Op::Const(c) => batched.add_const(node.name, Constant::clone(graph.constant(c.id)), node.origin),
+            Op::Input(Input { mut ty }) => {
+                ty.shape[0] = n;
+                batched.add_input(node.name, ty)
+            }
+            op => batched.add(node.name, op, &operands, node.origin).unwrap().value(),
+        };
+        places.insert(id.value(), new);
+    }
+    for output in &graph.outputs {
+        batched.add_output(output.name.clone(), places[&output.value]);
+    }
+    batched
+}
+
+fn lower(graph: &Graph) -> (Graph, BTreeMap<String, i32>) {
+    let mut integer = graph.clone();
+    let mut cx = PassContext::new();
+    LowerQuant.run(&mut integer, &mut cx).unwrap();
+    let zeros = cx.lowering.unwrap().codes.into_iter().map(|(name, info)| (name, info.zero_point)).collect();
+    (integer, zeros)
+}
+
+/// Quantizers and movements of codes.
+fn coded(graph: &Graph) -> Vec<ValueId> {
+    let region = Region::of(graph).unwrap();
+    region.quantizers.keys().chain(region.moved.keys()).map(|id| id.value()).collect()
+}
+
+/// Runs both ways and compares every code and every output, bit for bit. Gives
+/// the number of codes.
+fn compare(graph: &Graph, inputs: &BTreeMap<String, Tensor>, threads: usize) -> usize {
+    let keep = coded(graph);
+    let mut executor = CpuExecutor::new(graph, &CpuOptions { threads, keep: keep.clone() }).unwrap();
+    let given: Vec<(&str, &[f32])> = inputs.iter().map(|(name, x)| (name.as_str(), floats(x))).collect();
+    executor.run(&given).unwrap();
+    let (integer, zeros) = lower(graph);
+    let values = interp::run_all(&integer, inputs).unwrap();
+    let by_name: BTreeMap<&str, &Tensor> =
+        values.iter().map(|(value, tensor)| (integer.node(value.node).name.as_str(), tensor)).collect();
+    let mut n_codes = 0;
+    for value in keep {
+        let name = &graph.node(value.node).name;
+        // Where two quantizers are the same, one of them is gone.
+        let (Some(tensor), Some(&zero)) = (by_name.get(name.as_str()), zeros.get(name)) else { continue };
+        let expected: Vec<f32> = ints(tensor).iter().map(|&code| (code - i64::from(zero)) as f32).collect();
+        assert_eq!(executor.codes(value).unwrap(), expected, "codes of {name}");
+        n_codes += expected.len();
+    }
+    for output in &graph.outputs {
+        let expected = integer.outputs.iter().find(|other| other.name == output.name).unwrap();
+        let expected: Vec<u32> = floats(&values[&expected.value]).iter().map(|x| x.to_bits()).collect();
+        let found: Vec<u32> = executor.read(output.value).unwrap().iter().map(|x| x.to_bits()).collect();
+        assert_eq!(found, expected, "output {}", output.name);
+    }
+    n_codes
+}
+
+fn random(shape: &[usize], seed: u64, scale: f64) -> Tensor {
+    let mut rng = Rng(seed);
+    let n: usize = shape.iter().product();
+    Tensor::f32(shape.to_vec(), (0..n).map(|_| (scale * rng.normal()) as f32).collect())
+}
+
+/// Graphs of one input `x[B, 5]`, written for a batch `B`.
+fn text_of(body: &str, batch: usize) -> Graph {
+    let head = "graph @g(%x: f32[B, 5]) -> (OUTPUTS) {
+        %w0 = const rand(1) : f32[5, 6]
+        %w0s = const [0.0117, 0.0093, 0.0121, 0.0083, 0.0078, 0.0107] : f32[6]
+        %w0q = fake_quant %w0, %w0s {s8, lo = -127, axis = 1} : f32[5, 6]
+        %b0 = const rand(2) : f32[6]
+        %w1 = const rand(3) : f32[6, 4]
+        %w1s = const [0.131, 0.149, 0.113, 0.127] : f32[4]
+        %w1q = fake_quant %w1, %w1s {s4, lo = -7, axis = 1} : f32[6, 4]
+        %b1 = const rand(4) : f32[4]
+        %s = const [0.0173] : f32[]
+        %t = const [0.0311] : f32[]
+        %u = const [0.0077] : f32[]
+        %v = const [0.0413] : f32[]
+        %z = const [3] : i32[]
+        %z8 = const [37] : i32[]
+        %xq = fake_quant %x, %s {s8} : f32[B, 5]
+        %l = linear %xq, %w0q, %b0 : f32[B, 6]";
+    let (outputs, body) = body.split_once('|').unwrap();
+    let whole = format!("{} {body} }}", head.replace("OUTPUTS", outputs)).replace("[B", &format!("[{batch}"));
+    text::parse(&whole).unwrap_or_else(|error| panic!("{error}\n{whole}"))
+}
+
+#[test]
+fn every_route_to_codes_is_that_of_the_lowered_graph() {
+    for (what, body) in [
+        (
+            "relu",
+            "%y | %r = relu %l : f32[B, 6] %q = fake_quant %r, %v {u4} : f32[B, 6]
+            %y = linear %q, %w1q, %b1 : f32[B, 4]",
+        ),
+        (
+            "a fused function",
+            "%y, %f | %f = linear %xq, %w0q, %b0 {act = relu} : f32[B, 6]
+            %q = fake_quant %f, %v {u4} : f32[B, 6] %y = linear %q, %w1q, %b1 {act = tanh} : f32[B, 4]",
+        ),
+        (
+            "tanh",
+            "%y, %th | %p = fake_quant %l, %t {s8} : f32[B, 6] %th = tanh %p : f32[B, 6]
+            %q = fake_quant %th, %u {s8} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]",
+        ),
+        (
+            "silu with zero points",
+            "%y | %p = fake_quant %l, %t, %z8 {u8} : f32[B, 6] %f = silu %p : f32[B, 6]
+            %q = fake_quant %f, %v, %z {u4} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]",
+        ),
+        (
+            "clip",
+            "%y | %c = clip %l {min = -0.25, max = 0.4} : f32[B, 6] %q = fake_quant %c, %v {s4} : f32[B, 6]
+            %y = linear %q, %w1q, %b1 : f32[B, 4]",
+        ),
+        (
+            "a clip that leaves one code",
+            "%y | %c = clip %l {min = 0.0, max = 0.01} : f32[B, 6]
+            %q = fake_quant %c, %v {s4} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]",
+        ),
+        (
+            "several readers",
+            "%y, %n, %l, %e | %r = relu %l : f32[B, 6] %q = fake_quant %r, %v {u4} : f32[B, 6]
+            %p = fake_quant %r, %u {u8} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]
+            %again = fake_quant %q, %v {u4} : f32[B, 6] %n0 = linear %p, %w1q, %b1 : f32[B, 4]
+            %n1 = linear %again, %w1q, %b1 : f32[B, 4] %n = add %n0, %n1 : f32[B, 4] %e = exp %p : f32[B, 6]",
+        ),
+        (
+            "codes of codes",
+            "%y | %p = fake_quant %l, %t {s8} : f32[B, 6] %c = fake_quant %p, %v {s4} : f32[B, 6]
+            %d = fake_quant %c, %t {s8} : f32[B, 6] %a = abs %d : f32[B, 6]
+            %q = fake_quant %a, %v {u4} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]",
+        ),
+        (
+            "a function that no table holds",
+            "%y | %p = fake_quant %l, %t {s8} : f32[B, 6] %e = exp %p : f32[B, 6]
+            %q = fake_quant %e, %v {u4} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]",
+        ),
+        (
+            "movements",
+            "%y | %p = fake_quant %l, %t {s8} : f32[B, 6] %r = reshape %p : f32[B, 2, 3]
+            %tr = transpose %r {perm = [0, 2, 1]} : f32[B, 3, 2] %fl = reshape %tr : f32[B, 6]
+            %y = linear %fl, %w1q, %b1 : f32[B, 4]",
+        ),
+        (
+            "float islands",
+            "%y, %m | %th = tanh %l : f32[B, 6] %q = fake_quant %th, %u {s8} : f32[B, 6]
+            %y0 = linear %q, %w1q, %b1 : f32[B, 4] %m = mul %y0, %y0 : f32[B, 4] %y = sub %m, %b1 : f32[B, 4]",
+        ),
+    ] {
+        for batch in [1, 7, 64] {
+            let graph = text_of(body, batch);
+            let inputs = BTreeMap::from([("x".to_owned(), random(&[batch, 5], 9, 1.0))]);
+            assert!(compare(&graph, &inputs, 1) > 0, "{what}");
+        }
+    }
+}
+
+const HOPPER: Mlp = Mlp {
+    widths: &[11, 64, 64, 3],
+    act: UnaryFn::Tanh,
+    last: Some(UnaryFn::Clip { min: -1.0, max: 1.0 }),
+    normalizer: true,
+};
+const CHEETAH: Mlp = Mlp { widths: &[17, 256, 256, 6], act: UnaryFn::Relu, last: None, normalizer: false };
+const GO1: Mlp = Mlp { widths: &[20, 96, 48, 12], act: UnaryFn::Silu, last: Some(UnaryFn::Tanh), normalizer: true };
+/// Sums of 8-bit codes that leave the 24 bits of an `f32`.
+const WIDE: Mlp = Mlp { widths: &[9, 700, 8, 3], act: UnaryFn::Relu, last: None, normalizer: false };
+
+fn prepared(mlp: &Mlp, precision: Precision, edge_bits: u8) -> Graph {
+    let options = PipelineOptions { edge_bits, trains: true, ..PipelineOptions::new(precision) };
+    let samples = mlp.samples(2, 60);
+    let mut cx = PassContext::with_samples(&samples);
+    let mut graph = mlp.graph(1);
+    PassManager::new(pipeline::prepare(&options)).run(&mut graph, &mut cx).unwrap();
+    graph
+}
+
+fn observations(mlp: &Mlp, seed: u64, n: usize) -> BTreeMap<String, Tensor> {
+    let all: Vec<f32> = mlp.samples(seed, n).iter().flat_map(|sample| floats(&sample["obs"]).to_vec()).collect();
+    BTreeMap::from([("obs".to_owned(), Tensor::f32([n, mlp.widths[0]], all))])
+}
+
+#[test]
+fn calibrated_policies_agree_in_every_code_and_action() {
+    for mlp in [&HOPPER, &CHEETAH, &GO1, &WIDE] {
+        for (precision, edge_bits) in
+            [(Precision::W8A8, 8), (Precision::W4A8, 8), (Precision::W4A4, 8), (Precision::W4A4, 4)]
+        {
+            let graph = prepared(mlp, precision, edge_bits);
+            let mut n = 0;
+            // A ragged last batch.
+            for (seed, batch) in [(3, 40), (4, 13)] {
+                n += compare(&with_batch(&graph, batch), &observations(mlp, seed, batch), 1);
+            }
+            assert!(n > 53 * mlp.widths[0]);
+        }
+    }
+}
+
+#[test]
+fn changed_constants_are_those_of_the_lowered_graph() {
+    let mut graph = with_batch(&prepared(&GO1, Precision::W4A4, 8), 16);
+    let keep = coded(&graph);
+    let inputs = observations(&GO1, 5, 16);
+    let mut executor = CpuExecutor::new(&graph, &CpuOptions { threads: 1, keep: keep.clone() }).unwrap();
+    let mut rng = Rng(11);
+    for _ in 0..5 {
+        let constants: Vec<ValueId> = graph.nodes().map(|id| id.value()).collect();
+        for value in constants {
+            let Op::Const(c) = graph.op(value).clone() else { continue };
+            // Steps of entries are folded and stay; all others move.
+            let old = graph.constant(c.id).all_f32().unwrap();
+            if !graph.ty(value).is_f32() || old == [1.0] || graph.node(value.node).name.contains(".r") {
+                continue;
+            }
+            let new: Vec<f32> = old.iter().map(|x| (f64::from(*x) * (1.0 + 0.1 * rng.uniform())) as f32).collect();
+            graph.set_const(c.id, Constant::f32(graph.ty(value).shape.clone(), &new)).unwrap();
+            executor.set(value, &new).unwrap();
+        }
+        executor.run(&[("obs", floats(&inputs["obs"]))]).unwrap();
+        let (integer, zeros) = lower(&graph);
+        let values = interp::run_all(&integer, &inputs).unwrap();
+        for (value, tensor) in &values {
+            let name = &integer.node(value.node).name;
+            let Some(&zero) = zeros.get(name) else { continue };
+            let old = keep.iter().find(|old| &graph.node(old.node).name == name).unwrap();
+            let expected: Vec<f32> = ints(tensor).iter().map(|&code| (code - i64::from(zero)) as f32).collect();
+            assert_eq!(executor.codes(*old).unwrap(), expected, "{name}");
+        }
+        let expected = floats(&values[&integer.outputs[0].value]);
+        assert_eq!(executor.read(graph.outputs[0].value).unwrap(), expected);
+    }
+}
+
+#[test]
+fn weights_are_the_codes_of_the_artifact() {
+    let graph = prepared(&HOPPER, Precision::W4A4, 8);
+    let quantizers: Vec<ValueId> = Region::of(&graph).unwrap().layers.values().map(|layer| layer.quantizer).collect();
+    let mut executor = CpuExecutor::new(&graph, &CpuOptions { threads: 1, keep: quantizers.clone() }).unwrap();
+    executor.run(&[("obs", &[0.5; 11])]).unwrap();
+    let (integer, _) = lower(&graph);
+    for value in quantizers {
+        let name = &graph.node(value.node).name;
+        let lowered = integer.nodes().find(|id| &integer.node(*id).name == name).unwrap();
+        let expected = integer.const_of(lowered.value()).unwrap().all_f32().unwrap();
+        assert_eq!(executor.codes(value).unwrap(), expected, "{name}");
+    }
+}
+
+#[test]
+fn numbers_without_integers_are_refused_by_name() {
+    let graph = text_of(
+        "%y | %r = relu %l : f32[B, 6] %q = fake_quant %r, %v {u4} : f32[B, 6]
+        %y = linear %q, %w1q, %b1 : f32[B, 4]",
+        2,
+    );
+    let constant = |name: &str| graph.nodes().find(|id| graph.node(*id).name == name).unwrap().value();
+    let x = [0.3f32; 10];
+    let message = |name: &str, elements: &[f32]| {
+        let mut executor = CpuExecutor::new(&graph, &CpuOptions::default()).unwrap();
+        let result = executor.set(constant(name), elements).and_then(|()| executor.run(&[("x", &x)]));
+        assert!(matches!(executor.read(constant("y")), Err(ExecError::NotRun)));
+        result.unwrap_err().to_string()
+    };
+    let found = message("v", &[-0.5]);
+    assert!(found.starts_with("quantizer `q` has step -0.5 at index 0, expected a positive normal number"), "{found}");
+    let found = message("w0s", &[0.1, 0.1, 0.0, 0.1, 0.1, 0.1]);
+    assert!(found.starts_with("quantizer `w0q` has step 0 at index 2"), "{found}");
+    let found = message("v", &[1e-30]);
+    assert!(found.starts_with("node `l`: channel 0 needs the factor"), "{found}");
+    let found = message("b0", &[0.0, 1e20, 0.0, 0.0, 0.0, 0.0]);
+    assert!(found.starts_with("node `l`: channel 1 may reach"), "{found}");
+    let found = message("w1", &[f32::NAN; 24]);
+    assert!(found.starts_with("element 0 of `w1` is NaN: training diverged"), "{found}");
+    let mut executor = CpuExecutor::new(&graph, &CpuOptions::default()).unwrap();
+    let error = executor.run(&[("x", &[f32::NAN; 10])]).unwrap_err().to_string();
+    assert_eq!(error, "node `xq`: element 0 is not a number and has no code");
+}
+
+#[test]
+fn wrong_names_and_sizes_are_typed_errors() {
+    let graph = text_of("%y | %y = relu %l : f32[B, 6]", 2);
+    let constant = |name: &str| graph.nodes().find(|id| graph.node(*id).name == name).unwrap().value();
+    let mut executor = CpuExecutor::new(&graph, &CpuOptions::default()).unwrap();
+    let x = [0.0f32; 10];
+    let mut message = |inputs: &[(&str, &[f32])]| executor.run(inputs).unwrap_err().to_string();
+    assert_eq!(message(&[]), "input `x` is missing");
+    assert_eq!(message(&[("obs", &x)]), "there is no input `obs`; the graph takes `x`");
+    assert_eq!(message(&[("x", &x[..9])]), "`x` takes 10 elements, found 9");
+    assert_eq!(message(&[("x", &x), ("x", &x)]), "input `x` is given twice");
+    assert_eq!(executor.set(constant("b0"), &[0.0]).unwrap_err().to_string(), "`b0` takes 6 elements, found 1");
+    let error = executor.set(constant("l"), &[0.0]).unwrap_err().to_string();
+    assert_eq!(error, "`l` is not a constant of f32, so it cannot be set");
+    assert!(matches!(executor.read(constant("y")), Err(ExecError::NotRun)));
+    executor.run(&[("x", &x)]).unwrap();
+    assert_eq!(executor.read(constant("y")).unwrap().len(), 12);
+    assert_eq!(executor.read(constant("l")).unwrap_err().to_string(), "`l` was not kept: list it in the options");
+    assert_eq!(executor.codes(constant("y")).unwrap_err().to_string(), "`y` has no codes: only quantizers do");
+    let mut ints = Graph::new("g");
+    let x = ints.add_input("x", TensorType::plain(DType::I64, [2]));
+    ints.add_output("y", x);
+    let error = CpuExecutor::new(&ints, &CpuOptions::default()).unwrap_err().to_string();
+    assert_eq!(error, "input `x` is i64[2]; inputs of training are f32");
+    assert!(matches!(ints.ty(x).elem, Elem::Plain(DType::I64)));
+}
