@@ -3,7 +3,7 @@
 //!
 //! Built from the manifest alone, so `compile` and `inspect` print the same.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use comfy_table::{CellAlignment, Table, presets};
 use qail_artifact::schema::{Layer, Manifest};
@@ -118,18 +118,20 @@ impl Report {
             size(self.size_after),
             size(self.artifact_bytes),
         );
-        for error in &self.errors {
-            let _ = writeln!(
-                text,
-                "output `{}` against the teacher, {} samples: mse {:.3e}, max {:.3e} (teacher rms {:.3e})",
-                error.name, error.n_samples, error.mse, error.max, error.teacher_rms,
-            );
-        }
+        self.errors.iter().for_each(|error| text.push_str(&error.render()));
         text
     }
 }
 
 impl OutputError {
+    /// One line for a terminal.
+    pub fn render(&self) -> String {
+        format!(
+            "output `{}` against the teacher, {} samples: mse {:.3e}, max {:.3e} (teacher rms {:.3e})\n",
+            self.name, self.n_samples, self.mse, self.max, self.teacher_rms,
+        )
+    }
+
     /// Entries of [`Manifest::evaluation`] for this output.
     pub fn figures(&self) -> [(String, f64); 4] {
         let figure = |name: &str, value: f64| (format!("{}:{name}", self.name), value);
@@ -142,20 +144,26 @@ impl OutputError {
     }
 }
 
+/// The distances that figures tell, in the order of the names of the outputs.
+pub fn output_errors(figures: &BTreeMap<String, f64>) -> Vec<OutputError> {
+    let names = figures.keys().filter_map(|key| key.strip_suffix(":mse"));
+    names.filter_map(|name| output_error(figures, name)).collect()
+}
+
+fn output_error(figures: &BTreeMap<String, f64>, name: &str) -> Option<OutputError> {
+    let get = |figure: &str| figures.get(&format!("{name}:{figure}")).copied();
+    Some(OutputError {
+        name: name.to_owned(),
+        mse: get("mse")?,
+        max: get("max")?,
+        teacher_rms: get("teacher_rms")?,
+        n_samples: get("n_samples")? as usize,
+    })
+}
+
 fn errors(manifest: &Manifest) -> Vec<OutputError> {
     let outputs = manifest.entries.iter().flat_map(|entry| &entry.outputs);
-    outputs
-        .filter_map(|port| {
-            let get = |figure: &str| manifest.evaluation.get(&format!("{}:{figure}", port.name)).copied();
-            Some(OutputError {
-                name: port.name.clone(),
-                mse: get("mse")?,
-                max: get("max")?,
-                teacher_rms: get("teacher_rms")?,
-                n_samples: get("n_samples")? as usize,
-            })
-        })
-        .collect()
+    outputs.filter_map(|port| output_error(&manifest.evaluation, &port.name)).collect()
 }
 
 fn row(layer: &Layer) -> LayerRow {

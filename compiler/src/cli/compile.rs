@@ -10,6 +10,7 @@ use std::{
 use indicatif::ProgressBar;
 use qail_artifact::Artifact;
 use qail_ir::{Graph, text};
+use qail_passes::Note;
 use qail_train::{
     checkpoint,
     trainer::{Evaluation, StepReport},
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     files::{check_writable, write_atomic},
-    pipeline::{self, BuildOptions, Built, Observer, PipelineError, Quantized},
+    pipeline::{self, BuildOptions, Built, Demonstrations, Observer, PipelineError, Quantized},
     report::Report,
 };
 
@@ -68,7 +69,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     };
     watcher.finish()?;
     let built = built.map_err(|error| of_pipeline(&context, &error))?;
-    say_notes(&built.quantized, terminal);
+    say_notes_of(&built.quantized, terminal);
     write_atomic(&path, &built.bytes).map_err(|error| not_written(&path, &error))?;
     let artifact = Artifact::parse(&built.bytes).map_err(|error| Failure::new(Exit::Internal, context, &error))?;
     let report = Report::new(artifact.manifest(), built.bytes.len() as u64);
@@ -116,19 +117,29 @@ fn refuse_flags(args: &Args) -> Result<(), Failure> {
 }
 
 /// Says what was assumed; with `--verbose` also what passes did not do, and why.
-pub(super) fn say_notes(quantized: &Quantized, terminal: &Terminal) {
-    for note in &quantized.notes {
+pub(super) fn say_notes(
+    notes: &[String],
+    pass_notes: &[Note],
+    demonstrations: Option<&Demonstrations>,
+    terminal: &Terminal,
+) {
+    for note in notes {
         terminal.note(note);
     }
-    for note in &quantized.pass_notes {
+    for note in pass_notes {
         let text = format!("{} at `{}`: {}", note.pass, note.node, note.text);
         if pipeline::is_important(note) { terminal.note(&text) } else { terminal.detail(&text) }
     }
-    if let Some(demonstrations) = quantized.demonstrations.as_ref().filter(|d| !d.split) {
+    if let Some(demonstrations) = demonstrations.filter(|d| !d.split) {
         let n = demonstrations.n_steps;
         terminal
             .note(&format!("the data is one episode of {n} steps: the error is measured on what was calibrated on"));
     }
+}
+
+/// As [`say_notes`], of a whole build.
+pub(super) fn say_notes_of(quantized: &Quantized, terminal: &Terminal) {
+    say_notes(&quantized.notes, &quantized.pass_notes, quantized.demonstrations.as_ref(), terminal);
 }
 
 /// Shows progress, writes the graphs behind passes, and owns the clock.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{
     Exit, Failure, Terminal,
     args::{DataArgs, ModelArgs, QuantArgs, build_options},
-    compile::{Watcher, say_notes},
+    compile::{Watcher, is_checkpoint, say_notes_of},
     failure::of_pipeline,
 };
 use crate::{
@@ -59,7 +59,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     };
     watcher.finish()?;
     let quantized = quantized.map_err(|error| of_pipeline(&context, &error))?;
-    say_notes(&quantized, terminal);
+    say_notes_of(&quantized, terminal);
     let export_options = ExportOptions { expose: args.expose };
     let model = match args.format {
         Format::Exact => export::exact(&quantized.graph, &export_options),

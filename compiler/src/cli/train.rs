@@ -8,7 +8,10 @@ use super::{
     compile::{Watcher, say_notes},
     failure::of_pipeline,
 };
-use crate::pipeline::{self, BuildOptions, Save};
+use crate::{
+    pipeline::{self, BuildOptions, Save},
+    report::output_errors,
+};
 
 /// Flags of the subcommand.
 #[derive(Debug, clap::Args)]
@@ -50,7 +53,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     watcher.finish()?;
     let trained = trained.map_err(|error| of_pipeline(&context, &error))?;
     say_notes(&trained.notes, &trained.pass_notes, trained.demonstrations.as_ref(), terminal);
-    let errors = trained.errors();
+    let errors = output_errors(&trained.evaluation);
     terminal.result(
         || {
             let mut text = format!(

@@ -37,7 +37,7 @@ use qail_train::{
 pub use demonstrations::{Demonstrations, Sample, TrainingRows, open as open_demos};
 pub use error::PipelineError;
 pub use head::{HeadChoice, HeadKind};
-pub use training::{Save, Training, read_checkpoint};
+pub use training::{Save, Trained, Training, read_checkpoint, train};
 
 use crate::{
     data::{DemoMap, Demos},
@@ -144,6 +144,15 @@ struct Opened {
 }
 
 impl Opened {
+    /// What is done to the model; notes if that was chosen for the user.
+    fn method(&mut self, options: &BuildOptions) -> Result<Method, PipelineError> {
+        let Some(training) = &options.training else { return Ok(Method::Ptq) };
+        let has_actions = self.demos.as_ref().is_some_and(|demos| demos.actions().is_some());
+        let (method, note) = training::method(training, options.passes.precision, has_actions)?;
+        self.notes.extend(note);
+        Ok(method)
+    }
+
     fn samples(&self) -> Option<&dyn Samples> {
         self.demonstrations.as_ref().map(|demonstrations| &demonstrations.calibration as &dyn Samples)
     }
@@ -184,17 +193,9 @@ fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
 pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Quantized, PipelineError> {
     let mut opened = open(model, options)?;
     observer.after_pass("import", &opened.teacher);
-    let method = match &options.training {
-        Some(training) => {
-            let has_actions = opened.demos.as_ref().is_some_and(|demos| demos.actions().is_some());
-            let (method, note) = training::method(training, options.passes.precision, has_actions)?;
-            opened.notes.extend(note);
-            method
-        }
-        None => Method::Ptq,
-    };
+    let method = opened.method(options)?;
     if let (Some(training), true) = (&options.training, method.trains()) {
-        let checkpoint = training::train(&mut opened, training, method, options, observer)?;
+        let checkpoint = training::trained(&mut opened, training, method, options, observer)?;
         let Opened { teacher, demonstrations, notes, pass_notes, .. } = opened;
         let quantized = training::quantized(&checkpoint, notes, pass_notes, observer)?;
         return Ok(Quantized { teacher: Some(teacher), demonstrations, ..quantized });

@@ -23,7 +23,7 @@ use qail_train::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    BuildOptions, Observer, Opened, PipelineError, Quantized, TrainingRows, compare, flags, head, layers, plan_of,
+    BuildOptions, Demonstrations, Observer, Opened, PipelineError, Quantized, TrainingRows, compare, flags, head, layers, plan_of,
     run_passes,
 };
 use crate::files::{hex, write_atomic};
@@ -92,8 +92,56 @@ pub(super) fn method(
     }
 }
 
+/// What training left, for those who asked for nothing else.
+#[derive(Debug)]
+pub struct Trained {
+    /// What it is.
+    pub method: Method,
+    /// What the artifact will be, for example `w4a4+e8+o16`.
+    pub precision: String,
+    /// Updates.
+    pub steps: u64,
+    /// Updates behind the parameters that were kept.
+    pub best_step: u64,
+    /// False if it was stopped before the last update.
+    pub complete: bool,
+    /// Figures of the artifact on held-out steps, by name.
+    pub evaluation: BTreeMap<String, f64>,
+    /// Remarks.
+    pub notes: Vec<String>,
+    /// Remarks of the passes.
+    pub pass_notes: Vec<Note>,
+    /// The data.
+    pub demonstrations: Option<Demonstrations>,
+}
+
+/// Trains a model; the checkpoint is where [`Training::save`] says.
+///
+/// # Errors
+/// Everything that is wrong with the model or the data, and training that fails.
+pub fn train(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Trained, PipelineError> {
+    let mut opened = super::open(model, options)?;
+    let method = opened.method(options)?;
+    let training = options.training.as_ref().filter(|_| method.trains()).ok_or_else(|| PipelineError::Method {
+        method,
+        why: format!("it does not train; `qailc compile` builds {} from the model", options.passes.precision),
+    })?;
+    let checkpoint = trained(&mut opened, training, method, options, observer)?;
+    Ok(Trained {
+        method,
+        precision: options.passes.effective(),
+        steps: checkpoint.state.step,
+        best_step: checkpoint.state.best_step,
+        complete: checkpoint.facts.get("complete").map(String::as_str) == Some("true"),
+        evaluation: evaluation(&checkpoint)?,
+        notes: opened.notes,
+        pass_notes: opened.pass_notes,
+        demonstrations: opened.demonstrations,
+    })
+}
+
 /// Trains, or takes the result from the cache.
-pub(super) fn train(
+pub(super) fn trained(
     opened: &mut Opened,
     training: &Training,
     method: Method,
@@ -240,12 +288,7 @@ pub(super) fn quantized(
     let passes = PipelineOptions { edge_bits, trains: true, ..PipelineOptions::new(precision) };
     let passed = finished(checkpoint, passes, observer)?;
     pass_notes.extend(passed.notes);
-    let mut evaluation = BTreeMap::new();
-    for (name, value) in &checkpoint.facts {
-        let Some(figure) = name.strip_prefix(EVALUATION) else { continue };
-        let value: f64 = value.parse().map_err(|_| PipelineError::Fact { name: "eval" })?;
-        evaluation.insert(figure.to_owned(), value);
-    }
+    let evaluation = evaluation(checkpoint)?;
     let flags = checkpoint.facts.iter().filter(|(name, _)| name.starts_with(FLAG)).map(|(_, flag)| flag.clone());
     let provenance = Provenance {
         version: fact("version")?.to_owned(),
@@ -269,6 +312,17 @@ pub(super) fn quantized(
         provenance,
         evaluation,
     })
+}
+
+/// Figures of the artifact that are part of a checkpoint.
+fn evaluation(checkpoint: &Checkpoint) -> Result<BTreeMap<String, f64>, PipelineError> {
+    let figures = checkpoint.facts.iter().filter_map(|(name, value)| Some((name.strip_prefix(EVALUATION)?, value)));
+    figures
+        .map(|(name, value)| match value.parse() {
+            Ok(value) => Ok((name.to_owned(), value)),
+            Err(_) => Err(PipelineError::Fact { name: "eval" }),
+        })
+        .collect()
 }
 
 /// Everything that decides a run, by name.
