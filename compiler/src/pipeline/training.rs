@@ -23,7 +23,7 @@ use qail_train::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    BuildOptions, Demonstrations, Observer, Opened, PipelineError, Quantized, TrainingRows, compare, flags, head, layers, plan_of,
+    BuildOptions, Demonstrations, Observer, Opened, PipelineError, Quantized, TrainingRows, compare, flags, head, plan_of,
     run_passes,
 };
 use crate::files::{hex, write_atomic};
@@ -173,12 +173,16 @@ pub(super) fn trained(
         let n = rows.n_steps;
         opened.notes.push(format!("{n_train} of {n} steps fit into memory, evenly spread; training sees those"));
     }
-    let prepared = prepare_graph(opened, options, observer)?;
+    let prepared = prepare_graph(opened, true, options, observer)?;
+    // Without training, weights are rounded with more care. That is hard to
+    // beat on few steps: training never leaves less.
+    let rounded = prepare_graph(opened, false, options, observer)?;
     let demonstrations = opened.demonstrations.as_ref().map(|d| d.calibration.as_slice()).unwrap_or_default();
     let TrainingRows { train, held_out, .. } = rows;
     let without_actions = |rows: Rows| if n_actions.is_some() { rows } else { Rows { actions: None, ..rows } };
     let mut trainer = Trainer::new(Setup {
         prepared: &prepared,
+        fallback: Some(&rounded),
         teacher: &opened.teacher,
         head,
         train: without_actions(train),
@@ -216,15 +220,18 @@ pub(super) fn trained(
     Ok(checkpoint)
 }
 
-/// The graph that trains.
+/// The graph that trains, or the one that ptq would lower.
 fn prepare_graph(
     opened: &mut Opened,
+    trains: bool,
     options: &BuildOptions,
     observer: &mut dyn Observer,
 ) -> Result<qail_ir::Graph, PipelineError> {
-    let passes = prepare(&PipelineOptions { trains: true, ..options.passes });
+    let passes = prepare(&PipelineOptions { trains, ..options.passes });
     let passed = run_passes(&opened.teacher, opened.samples(), passes, options.seed, observer)?;
-    opened.pass_notes.extend(passed.notes);
+    let new = |note: &Note| !opened.pass_notes.contains(note);
+    let notes: Vec<Note> = passed.notes.into_iter().filter(new).collect();
+    opened.pass_notes.extend(notes);
     Ok(passed.graph)
 }
 

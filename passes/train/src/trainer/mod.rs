@@ -23,7 +23,7 @@ use crate::{
     metrics::ActionError,
     optimizer::{AdamW, Average, Rates},
     options::{Method, TrainOptions},
-    parameters::{ParameterError, Parameter, parameters},
+    parameters::{Parameter, ParameterError, numbers, parameters},
     setup::{Machine, Source, outputs_of},
 };
 
@@ -36,6 +36,9 @@ const FORWARD_BATCH: usize = 256;
 pub struct Setup<'a> {
     /// The graph of `pipeline::prepare`, at batch 1.
     pub prepared: &'a Graph,
+    /// The same graph with numbers that need no training, if there are any:
+    /// they are the result if training finds nothing better on held-out rows.
+    pub fallback: Option<&'a Graph>,
     /// The full-precision policy, at batch 1, with the same inputs and outputs.
     pub teacher: &'a Graph,
     /// Which outputs are the action.
@@ -214,6 +217,7 @@ pub struct Trainer {
     best: Vec<Vec<f32>>,
     best_step: u64,
     best_score: f64,
+    fallback: Option<Vec<Vec<f32>>>,
     notes: Vec<String>,
 }
 
@@ -225,7 +229,7 @@ impl Trainer {
     /// A policy without quantized layers or with functions that have no
     /// gradient, and data that does not fit it.
     pub fn new(setup: Setup<'_>) -> Result<Self, TrainError> {
-        let Setup { prepared, teacher, head, train, held_out, samples, options, threads } = setup;
+        let Setup { prepared, fallback, teacher, head, train, held_out, samples, options, threads } = setup;
         if train.n_rows() == 0 || held_out.n_rows() == 0 {
             return Err(TrainError::NoRows);
         }
@@ -240,8 +244,9 @@ impl Trainer {
         let batch = FORWARD_BATCH.min(options.batch.max(1));
         let teacher = Forward::new(teacher, &[], batch, threads, &mut notes)?;
         let data = Data::new(train, teacher, &head, &options)?;
+        let fallback = fallback.map(|graph| numbers(graph, &parameters)).transpose()?;
         let mut trainer = Self::with(options, parameters, machine, judge, data)?;
-        trainer.notes = notes;
+        (trainer.notes, trainer.fallback) = (notes, fallback);
         Ok(trainer)
     }
 
@@ -276,6 +281,7 @@ impl Trainer {
             best,
             best_step: 0,
             best_score: f64::INFINITY,
+            fallback: None,
             notes: Vec::new(),
         })
     }
@@ -344,6 +350,9 @@ impl Trainer {
     /// A loss that explodes, and states that cannot be saved.
     pub fn run(&mut self, watch: &mut dyn Watch) -> Result<bool, TrainError> {
         if self.step == 0 {
+            if let Some(fallback) = self.fallback.take() {
+                self.evaluate_numbers(fallback, watch)?;
+            }
             self.evaluate(watch)?;
             self.offer_state(watch)?;
         }
@@ -440,6 +449,10 @@ impl Trainer {
             Some(average) => average.elements.clone(),
             None => self.parameters.iter().map(|parameter| parameter.elements.clone()).collect(),
         };
+        self.evaluate_numbers(now, watch)
+    }
+
+    fn evaluate_numbers(&mut self, now: Vec<Vec<f32>>, watch: &mut dyn Watch) -> Result<Evaluation, TrainError> {
         let (teacher, expert) = self.judge.errors(&now)?;
         let method = self.options.method;
         let qail = expert.filter(|_| method.needs_actions()).map_or(0.0, |error| error.mse());
