@@ -160,6 +160,11 @@ fn a_graph_that_was_not_lowered_is_refused() {
          }",
     );
     assert_snapshot!(message, @"node `y`: fake_quant is not supported: lower the graph to integers first");
+    let gradient = refused("graph @g(%x: f32[1, 2]) -> (%y) { %y = unary_grad %x, %x {f = tanh} : f32[1, 2] }");
+    assert_snapshot!(
+        gradient,
+        @"node `y`: unary_grad is not supported: an artifact holds no backward graph; compile the graph without gradients"
+    );
 }
 
 #[test]

@@ -33,23 +33,32 @@ impl Pass for Rebatch {
     }
 
     fn run(&self, graph: &mut Graph, _: &mut PassContext<'_>) -> Result<Changed, PassError> {
-        let name = graph.name.clone();
-        let refuse = |reason: &str| Err(PassError::Unsupported { node: name.clone(), reason: reason.to_owned() });
-        let Some(&first) = graph.inputs().first() else { return refuse("a graph without inputs has no batch") };
-        let extent = graph.batch_axis.and_then(|axis| Some((axis, *graph.ty(first.value()).shape.get(axis)?)));
-        match extent {
-            None => refuse("the graph has no batch axis; export the policy with a batch axis of 1"),
-            Some((_, extent)) if extent == self.n => Ok(Changed::No),
-            Some(_) if self.n == 0 => refuse("a batch has one sample or more"),
-            Some((axis, 1)) => {
-                let mut rebatched = Rebatched { old: graph, new: graph.clone(), n: self.n, axes: BTreeMap::new() };
-                rebatched.run(axis)?;
-                let new = rebatched.new;
-                *graph = new;
-                Ok(Changed::Yes)
-            }
-            Some(_) => refuse("the batch is more than one sample already"),
+        rebatch(graph, self.n)
+    }
+}
+
+/// Gives a graph a batch of `n` samples instead of one; ids and names stay.
+///
+/// # Errors
+/// If the graph has no batch axis of 1, or a node cannot run on a batch; it is
+/// named, and the graph is as it was.
+pub fn rebatch(graph: &mut Graph, n: usize) -> Result<Changed, PassError> {
+    let name = graph.name.clone();
+    let refuse = |reason: &str| Err(PassError::Unsupported { node: name.clone(), reason: reason.to_owned() });
+    let Some(&first) = graph.inputs().first() else { return refuse("a graph without inputs has no batch") };
+    let extent = graph.batch_axis.and_then(|axis| Some((axis, *graph.ty(first.value()).shape.get(axis)?)));
+    match extent {
+        None => refuse("the graph has no batch axis; export the policy with a batch axis of 1"),
+        Some((_, extent)) if extent == n => Ok(Changed::No),
+        Some(_) if n == 0 => refuse("a batch has one sample or more"),
+        Some((axis, 1)) => {
+            let mut rebatched = Rebatched { old: graph, new: graph.clone(), n, axes: BTreeMap::new() };
+            rebatched.run(axis)?;
+            let new = rebatched.new;
+            *graph = new;
+            Ok(Changed::Yes)
         }
+        Some(_) => refuse("the batch is more than one sample already"),
     }
 }
 

@@ -12,10 +12,10 @@
 
 pub mod batches;
 pub mod checkpoint;
-mod differentiate;
+pub mod differentiate;
 pub mod exec;
 pub mod forward;
-mod losses;
+pub mod losses;
 pub mod metrics;
 pub mod optimizer;
 pub mod options;

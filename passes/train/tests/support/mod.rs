@@ -1,4 +1,6 @@
 //! Shared by the tests of gradients.
+// Each test crate uses a part of them.
+#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 
