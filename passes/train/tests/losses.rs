@@ -1,4 +1,4 @@
-//! Heads and the losses that are made for them.
+//! The losses of each head, as nodes.
 
 // Helpers of tests may fail loudly, as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -14,26 +14,6 @@ fn outputs(list: &[(&str, &[usize])]) -> Graph {
     }
     graph.batch_axis = Some(0);
     graph
-}
-
-fn guess(list: &[(&str, &[usize])]) -> String {
-    match Head::guess(&outputs(list)) {
-        Ok(head) => head.to_string(),
-        Err(error) => error.to_string(),
-    }
-}
-
-#[test]
-fn names_and_shapes_tell_the_head() {
-    assert_eq!(guess(&[("53", &[1, 4])]), "deterministic (`53`)");
-    assert_eq!(guess(&[("mean", &[1, 4]), ("log_std", &[1, 4])]), "gaussian (`mean`, `log_std`)");
-    assert_eq!(guess(&[("Mu", &[1, 4]), ("logstd", &[1, 4]), ("action", &[1, 4])]), "gaussian (`Mu`, `logstd`)");
-    assert_eq!(guess(&[("mean", &[1, 4]), ("log_std", &[1, 3]), ("action", &[1, 4])]), "deterministic (`action`)");
-    assert_eq!(guess(&[("value", &[1, 1]), ("actions", &[1, 8, 4])]), "deterministic (`actions`)");
-    assert_eq!(
-        guess(&[("p", &[1, 4]), ("q", &[1, 4])]),
-        "cannot guess the head from the outputs `p` f32[1, 4], `q` f32[1, 4]: name it, for example head = deterministic with one output"
-    );
 }
 
 fn spec(head: Head, qail: Option<Distance>, qbc: Option<(f32, Distance)>) -> LossSpec {

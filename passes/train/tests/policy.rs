@@ -69,7 +69,7 @@ fn gradients_lead_a_quantized_policy_towards_its_teacher() {
     let actions = Tensor::f32([N, 2], actions);
 
     let spec = LossSpec {
-        head: Head::guess(&graph).unwrap(),
+        head: Head::Deterministic { output: "action".to_owned() },
         qail: Some(Distance::Huber { delta: 1.0 }),
         qbc: Some((1.0, Distance::L2)),
         weighting: Weighting::None,

@@ -1,4 +1,5 @@
-//! What the outputs of a policy mean.
+//! What the outputs of a policy mean. Whoever knows the user's words and the
+//! recorded actions chooses; nothing is guessed here.
 
 use std::fmt;
 
@@ -24,37 +25,7 @@ pub enum Head {
     },
 }
 
-const MEANS: [&str; 4] = ["mean", "mu", "loc", "action_mean"];
-const LOG_STDS: [&str; 5] = ["log_std", "logstd", "log_sigma", "log_scale", "action_log_std"];
-const ACTIONS: [&str; 6] = ["action", "actions", "act", "a", "action_pred", "actions_pred"];
-
 impl Head {
-    /// The head that names and types of the outputs suggest: a mean with a
-    /// `log_std` is Gaussian; otherwise the only output, or the only one with
-    /// the name of an action, is the action. The caller tells the user.
-    ///
-    /// # Errors
-    /// If no output or several could be the action.
-    pub fn guess(graph: &Graph) -> Result<Self, LossError> {
-        let named = |names: &[&str]| {
-            let mut found = graph.outputs.iter().filter(|output| {
-                let name = output.name.to_lowercase();
-                names.contains(&name.as_str()) && graph.ty(output.value).is_f32()
-            });
-            found.next().filter(|_| found.next().is_none()).map(|output| (output.name.clone(), output.value))
-        };
-        let same_shape = |a: ValueId, b: ValueId| graph.ty(a) == graph.ty(b);
-        match (named(&MEANS), named(&LOG_STDS)) {
-            (Some((mean, a)), Some((log_std, b))) if same_shape(a, b) => return Ok(Self::Gaussian { mean, log_std }),
-            _ => {}
-        }
-        match (&graph.outputs[..], named(&ACTIONS)) {
-            ([only], _) if graph.ty(only.value).is_f32() => Ok(Self::Deterministic { output: only.name.clone() }),
-            (_, Some((output, _))) => Ok(Self::Deterministic { output }),
-            _ => Err(LossError::NoHead { known: known(graph) }),
-        }
-    }
-
     /// Name on the command line.
     pub fn name(&self) -> &'static str {
         match self {

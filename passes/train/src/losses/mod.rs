@@ -83,14 +83,6 @@ pub enum LossError {
         /// What there is.
         known: String,
     },
-    /// Outputs that no head is known by.
-    #[error(
-        "cannot guess the head from the outputs {known}: name it, for example head = deterministic with one output"
-    )]
-    NoHead {
-        /// What there is.
-        known: String,
-    },
     /// An output of another type.
     #[error("output `{name}` is {found}, must be {expected}")]
     Output {
