@@ -1,0 +1,138 @@
+//! Float operations and whole backward passes against the interpreter, and
+//! against themselves with other numbers of threads.
+
+// Helpers of tests may fail loudly, as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "support/joint.rs"]
+mod joint;
+
+use std::collections::BTreeMap;
+
+use qail_ir::{
+    Graph, ValueId,
+    interp::{self, Tensor},
+    text,
+};
+use qail_train::{CpuExecutor, CpuOptions, TrainExecutor};
+
+fn number(i: usize) -> f32 {
+    ((i.wrapping_mul(2_654_435_761) >> 7) % 20_011) as f32 / 10_005.0 - 1.0
+}
+
+fn inputs(graph: &Graph, seed: usize) -> BTreeMap<String, Tensor> {
+    let one = |(i, &id): (usize, &qail_ir::NodeId)| {
+        let ty = graph.ty(id.value()).clone();
+        let elements = (0..ty.n_elements()).map(|j| number(j + 7919 * (i + seed))).collect();
+        (graph.node(id).name.clone(), Tensor::f32(ty.shape, elements))
+    };
+    graph.inputs().iter().enumerate().map(one).collect()
+}
+
+fn execute(graph: &Graph, inputs: &BTreeMap<String, Tensor>, threads: usize) -> BTreeMap<String, Vec<f32>> {
+    let mut executor = CpuExecutor::new(graph, &CpuOptions { threads, keep: Vec::new() }).unwrap();
+    let given: Vec<(&str, &[f32])> = inputs.iter().map(|(name, x)| (name.as_str(), x.as_f32().unwrap())).collect();
+    // Twice: no run may see what the last one left.
+    executor.run(&given).unwrap();
+    executor.run(&given).unwrap();
+    let read = |value: ValueId| executor.read(value).unwrap().to_vec();
+    graph.outputs.iter().map(|output| (output.name.clone(), read(output.value))).collect()
+}
+
+/// `tolerance` is relative to the largest magnitude of the output.
+fn close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!((a - b).abs() <= tolerance * largest, "{what}, element {i}: {a}, expected {b}");
+    }
+}
+
+#[test]
+fn float_operations_are_those_of_the_interpreter() {
+    for body in [
+        "%y = matmul %a, %b : f32[70, 90]",
+        "%at = transpose %c {perm = [1, 0]} : f32[40, 70] %y = matmul %c, %at : f32[70, 70]",
+        "%at = transpose %c {perm = [1, 0]} : f32[40, 70] %y = matmul %at, %c : f32[40, 40]",
+        "%r = reshape %c : f32[5, 14, 40] %p = transpose %r {perm = [2, 0, 1]} : f32[40, 5, 14]
+            %q = transpose %p {perm = [0, 2, 1]} : f32[40, 14, 5] %y = matmul %q, %p : f32[40, 14, 14]",
+        "%r = reshape %b : f32[1, 4, 10, 90] %l = reshape %c : f32[14, 1, 20, 10]
+            %y = matmul %l, %r : f32[14, 4, 20, 90]",
+        "%y = linear %a, %b, %row {act = relu} : f32[70, 90]",
+        "%y = linear %a, %b, %row {act = silu} : f32[70, 90]",
+        "%y = add %m, %row : f32[70, 90]",
+        "%y = sub %row, %m : f32[70, 90]",
+        "%y = div %m, %one : f32[70, 90]",
+        "%y = div %one, %m : f32[70, 90]",
+        "%y = pow %m, %two : f32[70, 90]",
+        "%y = max %m, %row : f32[70, 90]",
+        "%col = reduce_mean %m {axes = [1], keep_dims} : f32[70, 1] %y = sub %m, %col : f32[70, 90]",
+        "%y = reduce_sum %m {axes = [0, 1]} : f32[]",
+        "%y = reduce_mean %m {axes = [0]} : f32[90]",
+        "%y = reduce_sum %m {axes = [1], keep_dims} : f32[70, 1]",
+        "%r = reshape %m : f32[7, 10, 90] %y = reduce_sum %r {axes = [1]} : f32[7, 90]",
+        "%y = reduce_max %m {axes = [0]} : f32[90]",
+        "%y = expand %row {shape = [3, 70, 90]} : f32[3, 70, 90]",
+        "%y = expand %one {shape = [4, 5]} : f32[4, 5]",
+        "%y = slice %m {start = [1, 80], len = [30, 10], step = [2, -3]} : f32[30, 10]",
+        "%y = concat %m, %m {axis = 0} : f32[140, 90]",
+        "%y = tanh %m : f32[70, 90]",
+        "%y = unary_grad %m, %g {f = silu} : f32[70, 90]",
+        "%y = unary_grad %m, %g {f = leaky_relu(0.1)} : f32[70, 90]",
+        "%y = unary_grad %m, %g {f = clip(-0.5, 0.25)} : f32[70, 90]",
+        "%y = binary_grad %m, %row, %g {f = max, wrt = 0} : f32[70, 90]",
+        "%s = const splat(0.0713) : f32[] %y = fake_quant_grad %m, %s, %g {s4, lo = -7, wrt = 0} : f32[70, 90]",
+        "%s = const splat(0.0713) : f32[] %y = fake_quant_grad %m, %s, %g {s4, lo = -7, wrt = 1} : f32[]",
+        "%s = const splat(0.0713) : f32[] %z = const [3] : i32[]
+            %y = fake_quant_grad %m, %s, %z, %g {u4, wrt = 1} : f32[]",
+        "%s = const splat(0.0713) : f32[90] %y = fake_quant_grad %m, %s, %g {s4, axis = 1, wrt = 1} : f32[90]",
+        "%s = const splat(0.0713) : f32[70] %y = fake_quant_grad %m, %s, %g {s4, axis = 0, wrt = 1} : f32[70]",
+        "%s = const splat(0.0713) : f32[70] %y = fake_quant %m, %s {s8, axis = 0} : f32[70, 90]",
+        "%i = cast %m {to = i64} : i64[70, 90] %y = cast %i {to = f32} : f32[70, 90]",
+    ] {
+        let whole = format!(
+            "graph @g(%a: f32[70, 40], %b: f32[40, 90], %c: f32[70, 40], %m: f32[70, 90], %g: f32[70, 90],
+            %row: f32[90]) -> (%y) {{ %one = const splat(0.7) : f32[] %two = const splat(2.0) : f32[] {body} }}"
+        );
+        let graph = text::parse(&whole).unwrap_or_else(|error| panic!("{error}\n{body}"));
+        let inputs = inputs(&graph, 1);
+        let expected = interp::run(&graph, &inputs).unwrap();
+        let expected = expected["y"].as_f32().unwrap();
+        let needed: BTreeMap<String, Tensor> = inputs;
+        // A sum of up to n = 6300 terms in another order: at most n * 2^-24 of the
+        // sum of magnitudes, which here is at most 100 times the largest sum.
+        close(&execute(&graph, &needed, 1)["y"], expected, 1e-4, body);
+    }
+}
+
+#[test]
+fn gradients_are_those_of_the_interpreter() {
+    for (act, bits) in [("relu", 4), ("tanh", 8), ("silu", 8)] {
+        let graph = joint::joint(37, &[7, 33, 20, 5], act, bits);
+        let inputs = inputs(&graph, 3);
+        let expected = interp::run(&graph, &inputs).unwrap();
+        let found = execute(&graph, &inputs, 1);
+        assert_eq!(found.len(), 1 + 4 * 3);
+        for (name, found) in &found {
+            // The interpreter rounds `x / s`, the law multiplies integers: where
+            // the two round to different codes, a gradient moves by a code in
+            // hundreds of terms. With these numbers none does.
+            close(found, expected[name].as_f32().unwrap(), 2e-5, &format!("{act} {name}"));
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let graph = joint::joint(300, &[17, 256, 200, 6], "relu", 4);
+    let inputs = inputs(&graph, 5);
+    let bits = |threads: usize| -> BTreeMap<String, Vec<u32>> {
+        let outputs = execute(&graph, &inputs, threads);
+        outputs.into_iter().map(|(name, x)| (name, x.into_iter().map(f32::to_bits).collect())).collect()
+    };
+    let one = bits(1);
+    assert!(one["grad.w1"].iter().any(|&x| x != 0));
+    for threads in [2, 3] {
+        assert_eq!(bits(threads), one, "{threads} threads");
+    }
+}
