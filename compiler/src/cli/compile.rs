@@ -158,16 +158,7 @@ pub(super) struct Watcher<'a> {
 impl<'a> Watcher<'a> {
     pub(super) fn new(terminal: &'a Terminal, dump: Option<PathBuf>, time_budget: Option<f64>) -> Self {
         let time_budget = time_budget.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        Self {
-            terminal,
-            dump,
-            n_dumped: 0,
-            failed: None,
-            bar: None,
-            time_budget,
-            began: None,
-            held_out: String::new(),
-        }
+        Self { terminal, dump, n_dumped: 0, failed: None, bar: None, time_budget, began: None, held_out: String::new() }
     }
 
     /// Clears the bar; fails if a graph could not be written.
@@ -207,12 +198,7 @@ impl Observer for Watcher<'_> {
         // A bar is looked at a few times a second, not at every update.
         let Some((_, bar)) = self.bar.as_ref().filter(|_| report.step.is_multiple_of(16)) else { return };
         let term = |name: &str, value: Option<f64>| value.map_or(String::new(), |value| format!(" {name} {value:.2e}"));
-        bar.set_message(format!(
-            "train{}{}{}",
-            term("qail", report.qail),
-            term("qbc", report.qbc),
-            self.held_out
-        ));
+        bar.set_message(format!("train{}{}{}", term("qail", report.qail), term("qbc", report.qbc), self.held_out));
     }
 
     fn evaluated(&mut self, evaluation: &Evaluation) {

@@ -76,7 +76,8 @@ pub(super) fn resolve(
         None => action.is_none() && guessed_pair.as_ref().is_some_and(same_len),
     };
     let (head, guess) = if is_gaussian {
-        let mean = mean.or_else(|| among(&MEANS)).ok_or_else(|| wrong("a gaussian head needs an output `mean`".into()))?;
+        let mean =
+            mean.or_else(|| among(&MEANS)).ok_or_else(|| wrong("a gaussian head needs an output `mean`".into()))?;
         let log_std = log_std.or_else(|| among(&LOG_STDS));
         let log_std = log_std.ok_or_else(|| wrong("a gaussian head needs an output `log_std`".to_owned()))?;
         if !same_len(&(mean.clone(), log_std.clone())) {
@@ -146,7 +147,10 @@ mod tests {
         assert_eq!(pick(&[("y", 3)], &none, Some(3)), "deterministic action=y");
         assert_eq!(pick(&[("y", 3), ("value", 1)], &none, Some(3)), "deterministic action=y (guessed)");
         assert_eq!(pick(&[("action", 3), ("h", 3)], &none, Some(3)), "deterministic action=action (guessed)");
-        assert_eq!(pick(&[("mean", 3), ("log_std", 3)], &none, Some(3)), "gaussian mean=mean log_std=log_std (guessed)");
+        assert_eq!(
+            pick(&[("mean", 3), ("log_std", 3)], &none, Some(3)),
+            "gaussian mean=mean log_std=log_std (guessed)"
+        );
         assert!(pick(&[("a", 3), ("b", 3)], &none, Some(3)).contains("not clear"));
     }
 

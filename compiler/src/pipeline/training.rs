@@ -193,8 +193,7 @@ pub(super) fn trained(
     })?;
     opened.notes.extend(trainer.notes().iter().cloned());
     let names: Vec<String> = trainer.parameters().iter().map(|parameter| parameter.name.clone()).collect();
-    let mut checkpoint =
-        Checkpoint { facts, graph: prepared, names, state: trainer.state() };
+    let mut checkpoint = Checkpoint { facts, graph: prepared, names, state: trainer.state() };
     set_outcome(&mut checkpoint, false, true);
     if let Some(resumed) = resumed {
         if resumed.names != checkpoint.names {
@@ -399,7 +398,9 @@ fn same_run(found: &Checkpoint, facts: &BTreeMap<String, String>) -> Result<(), 
         match theirs.get(name) {
             Some(theirs) if *theirs == value => {}
             Some(theirs) => {
-                return Err(PipelineError::Resume { what: format!("it has {name} `{theirs}`, this run has `{value}`") });
+                return Err(PipelineError::Resume {
+                    what: format!("it has {name} `{theirs}`, this run has `{value}`"),
+                });
             }
             None => return Err(PipelineError::Resume { what: format!("it has no {name}") }),
         }
@@ -451,9 +452,9 @@ fn into_cache(path: &Path, checkpoint: &Checkpoint, notes: &mut Vec<String>) -> 
     let bytes = to_bytes(checkpoint)?;
     // The folder may be missing, or not ours to write.
     let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-    let written = folder.map_err(|error| error.to_string()).and_then(|()| {
-        write_atomic(path, &bytes).map_err(|error| error.source.to_string())
-    });
+    let written = folder
+        .map_err(|error| error.to_string())
+        .and_then(|()| write_atomic(path, &bytes).map_err(|error| error.source.to_string()));
     if let Err(why) = written {
         notes.push(format!("the result of training was not kept in the cache, `{}`: {why}", path.display()));
     }

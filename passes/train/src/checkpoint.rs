@@ -131,7 +131,8 @@ impl Checkpoint {
             tensors.insert(format!("graph.{name}"), Stored::constant(name, constant)?);
         }
         let State { step, now, m, v, average, best, best_step, best_score, initial_loss } = &self.state;
-        let sets = [("now", Some(now)), ("m", Some(m)), ("v", Some(v)), ("average", average.as_ref()), ("best", Some(best))];
+        let sets =
+            [("now", Some(now)), ("m", Some(m)), ("v", Some(v)), ("average", average.as_ref()), ("best", Some(best))];
         for (kind, elements) in sets {
             for (name, elements) in self.names.iter().zip(elements.into_iter().flatten()) {
                 tensors.insert(format!("{kind}.{name}"), Stored::f32(elements));
@@ -180,11 +181,8 @@ impl Checkpoint {
         if expected != Some(found) {
             return Err(CheckpointError::Checksum);
         }
-        let names: Vec<String> = facts
-            .iter()
-            .filter(|(key, _)| key.starts_with("parameter:"))
-            .map(|(_, name)| name.clone())
-            .collect();
+        let names: Vec<String> =
+            facts.iter().filter(|(key, _)| key.starts_with("parameter:")).map(|(_, name)| name.clone()).collect();
         let graph = read_graph(&tensors)?;
         let set = |kind: &str| -> Result<Vec<Vec<f32>>, CheckpointError> {
             names.iter().map(|name| read_f32(&tensors, &format!("{kind}.{name}"))).collect()
@@ -377,11 +375,8 @@ fn read_f32(tensors: &SafeTensors<'_>, name: &str) -> Result<Vec<f32>, Checkpoin
     if view.dtype() != Dtype::F32 {
         return Err(unsound("its elements are not f32"));
     }
-    let elements: Vec<f32> = view
-        .data()
-        .chunks_exact(4)
-        .map(|b| <[u8; 4]>::try_from(b).map_or(f32::NAN, f32::from_le_bytes))
-        .collect();
+    let elements: Vec<f32> =
+        view.data().chunks_exact(4).map(|b| <[u8; 4]>::try_from(b).map_or(f32::NAN, f32::from_le_bytes)).collect();
     match elements.iter().all(|x| x.is_finite()) {
         true => Ok(elements),
         false => Err(unsound("it has NaN or infinite numbers")),
@@ -397,9 +392,8 @@ mod tests {
         let graph = text::parse(POLICY).unwrap();
         let found = parameters::parameters(&graph, &[sample()]).unwrap();
         let now: Vec<Vec<f32>> = found.iter().map(|p| p.elements.clone()).collect();
-        let half = |x: &Vec<Vec<f32>>| -> Vec<Vec<f32>> {
-            x.iter().map(|x| x.iter().map(|x| x / 2.0).collect()).collect()
-        };
+        let half =
+            |x: &Vec<Vec<f32>>| -> Vec<Vec<f32>> { x.iter().map(|x| x.iter().map(|x| x / 2.0).collect()).collect() };
         Checkpoint {
             facts: BTreeMap::from([("model".to_owned(), "abc".to_owned()), ("b".to_owned(), "x = y".to_owned())]),
             graph,

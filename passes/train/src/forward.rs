@@ -44,12 +44,7 @@ impl Forward {
     }
 
     /// Around an executor of `graph`, which has batches of `batch` rows.
-    pub(crate) fn with(
-        executor: Box<dyn TrainExecutor>,
-        graph: &Graph,
-        batch: usize,
-        constants: Vec<ValueId>,
-    ) -> Self {
+    pub(crate) fn with(executor: Box<dyn TrainExecutor>, graph: &Graph, batch: usize, constants: Vec<ValueId>) -> Self {
         let inputs: Vec<String> = graph.inputs().iter().map(|&id| graph.node(id).name.clone()).collect();
         let outputs = graph.outputs.iter().map(|output| {
             let row_len = graph.ty(output.value).n_elements() / batch.max(1);

@@ -86,8 +86,7 @@ impl AdamW {
             let rate = rates.of(parameter.role);
             let decay = if parameter.role == Role::Weight { rate * weight_decay } else { 0.0 };
             let scale = k * f64::from(parameter.gradient_scale);
-            for (i, ((m, v), (&g, &unit))) in
-                m.iter_mut().zip(v).zip(gradient.iter().zip(&parameter.unit)).enumerate()
+            for (i, ((m, v), (&g, &unit))) in m.iter_mut().zip(v).zip(gradient.iter().zip(&parameter.unit)).enumerate()
             {
                 let unit = f64::from(unit);
                 let h = scale * unit * f64::from(g);

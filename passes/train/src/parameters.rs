@@ -157,15 +157,13 @@ pub fn parameters(graph: &Graph, samples: &[BTreeMap<String, Tensor>]) -> Result
 
 /// The constant of a parameter in a graph that has it under the same name.
 pub fn locate(graph: &Graph, parameters: &[Parameter]) -> Result<Vec<ValueId>, ParameterError> {
-    let by_name: BTreeMap<&str, ValueId> =
-        graph.nodes().map(|id| (graph.node(id).name.as_str(), id.value())).collect();
+    let by_name: BTreeMap<&str, ValueId> = graph.nodes().map(|id| (graph.node(id).name.as_str(), id.value())).collect();
     let of = |parameter: &Parameter| {
         let value = by_name.get(parameter.name.as_str()).copied();
         let fits = |value: &ValueId| graph.const_of(*value).is_some_and(|c| c.ty.shape == parameter.shape);
-        value.filter(fits).ok_or_else(|| ParameterError::Missing {
-            name: parameter.name.clone(),
-            n: parameter.elements.len(),
-        })
+        value
+            .filter(fits)
+            .ok_or_else(|| ParameterError::Missing { name: parameter.name.clone(), n: parameter.elements.len() })
     };
     parameters.iter().map(of).collect()
 }

@@ -92,14 +92,7 @@ fn parameter(name: &str, role: Role, shape: &[usize], x: f32) -> Parameter {
 }
 
 fn options() -> TrainOptions {
-    TrainOptions {
-        method: Method::Qail,
-        steps: 300,
-        batch: 8,
-        lr: 0.05,
-        evaluate_every: 50,
-        ..TrainOptions::default()
-    }
+    TrainOptions { method: Method::Qail, steps: 300, batch: 8, lr: 0.05, evaluate_every: 50, ..TrainOptions::default() }
 }
 
 /// Two runs of 4 rows make a batch of 8.
@@ -131,8 +124,7 @@ fn trainer(options: TrainOptions) -> Trainer {
     let judge = Judge { student, rows: held_out, reference, action: "y".to_owned() };
     let answers = vec![rows(30).actions.unwrap()];
     let data = Data::with(rows(30), answers, None, &options);
-    let parameters =
-        vec![parameter("w", Role::Weight, &[1, 1], 0.5), parameter("b", Role::Bias, &[1], 0.0)];
+    let parameters = vec![parameter("w", Role::Weight, &[1, 1], 0.5), parameter("b", Role::Bias, &[1], 0.0)];
     Trainer::with(options, parameters, machine, judge, data).unwrap()
 }
 
