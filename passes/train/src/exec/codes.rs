@@ -28,16 +28,19 @@ pub(super) fn requantize<A: Copy + Into<f64> + Sync>(
 ) {
     let n = bias.len().max(1);
     pieces(threads, n, out, |start, out| {
-        wide(|| {
-            for (out, acc) in out.chunks_exact_mut(n).zip(from(acc, start).chunks_exact(n)) {
-                for (((out, &acc), &b), &m) in out.iter_mut().zip(acc).zip(bias).zip(factors) {
-                    let x = (acc.into() + b) * m + 0.5;
-                    let x = if x < lo { lo } else { x };
-                    let x = if x > hi { hi } else { x };
-                    *out = x.floor() as f32;
+        wide(
+            #[inline(always)]
+            || {
+                for (out, acc) in out.chunks_exact_mut(n).zip(from(acc, start).chunks_exact(n)) {
+                    for (((out, &acc), &b), &m) in out.iter_mut().zip(acc).zip(bias).zip(factors) {
+                        let x = (acc.into() + b) * m + 0.5;
+                        let x = if x < lo { lo } else { x };
+                        let x = if x > hi { hi } else { x };
+                        *out = x.floor() as f32;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -51,13 +54,16 @@ pub(super) fn leave<A: Copy + Into<f64> + Sync>(
 ) {
     let n = bias.len().max(1);
     pieces(threads, n, out, |start, out| {
-        wide(|| {
-            for (out, acc) in out.chunks_exact_mut(n).zip(from(acc, start).chunks_exact(n)) {
-                for (((out, &acc), &b), &s) in out.iter_mut().zip(acc).zip(bias).zip(scales) {
-                    *out = ((acc.into() + b) * s) as f32;
+        wide(
+            #[inline(always)]
+            || {
+                for (out, acc) in out.chunks_exact_mut(n).zip(from(acc, start).chunks_exact(n)) {
+                    for (((out, &acc), &b), &s) in out.iter_mut().zip(acc).zip(bias).zip(scales) {
+                        *out = ((acc.into() + b) * s) as f32;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -65,20 +71,26 @@ pub(super) fn leave<A: Copy + Into<f64> + Sync>(
 /// from floats to codes. NaN stays NaN.
 pub(super) fn quantize(threads: usize, out: &mut [f32], r: f32, [lo, hi]: [f32; 2]) {
     pieces(threads, 1, out, |_, out| {
-        wide(|| {
-            for out in out {
-                let x = (*out * r).round_ties_even();
-                let x = if x < lo { lo } else { x };
-                // Plus zero: there is one code 0, not two.
-                *out = if x > hi { hi } else { x } + 0.0;
-            }
-        });
+        wide(
+            #[inline(always)]
+            || {
+                for out in out {
+                    let x = (*out * r).round_ties_even();
+                    let x = if x < lo { lo } else { x };
+                    // Plus zero: there is one code 0, not two.
+                    *out = if x > hi { hi } else { x } + 0.0;
+                }
+            },
+        );
     });
 }
 
 /// The first element that is NaN.
 pub(super) fn nan(x: &[f32]) -> Option<usize> {
-    let any = wide(|| x.iter().fold(0u32, |any, x| any | u32::from(x.is_nan())));
+    let any = wide(
+        #[inline(always)]
+        || x.iter().fold(0u32, |any, x| any | u32::from(x.is_nan())),
+    );
     if any == 0 { None } else { x.iter().position(|x| x.is_nan()) }
 }
 
@@ -88,11 +100,14 @@ pub(super) fn look_up(threads: usize, out: &mut [f32], codes: &[f32], table: &[f
     // 2^23 and an index add to a number whose last bits are the index.
     let magic = 8_388_608.0 + offset as f32;
     pieces(threads, 1, out, |start, out| {
-        wide(|| {
-            for (out, &code) in out.iter_mut().zip(from(codes, start)) {
-                *out = table[usize::from((code + magic).to_bits() as u8)];
-            }
-        });
+        wide(
+            #[inline(always)]
+            || {
+                for (out, &code) in out.iter_mut().zip(from(codes, start)) {
+                    *out = table[usize::from((code + magic).to_bits() as u8)];
+                }
+            },
+        );
     });
 }
 
@@ -107,11 +122,14 @@ pub(super) fn look_up_times(
 ) {
     let magic = 8_388_608.0 + offset as f32;
     pieces(threads, 1, out, |start, out| {
-        wide(|| {
-            for ((out, &code), &g) in out.iter_mut().zip(from(codes, start)).zip(from(g, start)) {
-                *out = table[usize::from((code + magic).to_bits() as u8)] * g;
-            }
-        });
+        wide(
+            #[inline(always)]
+            || {
+                for ((out, &code), &g) in out.iter_mut().zip(from(codes, start)).zip(from(g, start)) {
+                    *out = table[usize::from((code + magic).to_bits() as u8)] * g;
+                }
+            },
+        );
     });
 }
 
@@ -125,24 +143,27 @@ pub(super) fn weight_codes(threads: usize, out: &mut [f32], w: &[f32], steps: &[
     let n = steps.len().max(1);
     let (low, high) = (lo as f32, hi as f32);
     pieces(threads, n, out, |start, out| {
-        wide(|| {
-            for (out, w) in out.chunks_exact_mut(n).zip(from(w, start).chunks_exact(n)) {
-                let mut ties = 0u32;
-                for ((out, &w), &step) in out.iter_mut().zip(w).zip(steps) {
-                    let x = w / step;
-                    let x = if x < low { low } else { x };
-                    let x = if x > high { high } else { x };
-                    let code = x.round_ties_even();
-                    ties |= u32::from((x - code).abs() == 0.5);
-                    *out = code + 0.0;
-                }
-                if ties != 0 {
+        wide(
+            #[inline(always)]
+            || {
+                for (out, w) in out.chunks_exact_mut(n).zip(from(w, start).chunks_exact(n)) {
+                    let mut ties = 0u32;
                     for ((out, &w), &step) in out.iter_mut().zip(w).zip(steps) {
-                        *out = weight_code(f64::from(w), step, lo, hi) as f32;
+                        let x = w / step;
+                        let x = if x < low { low } else { x };
+                        let x = if x > high { high } else { x };
+                        let code = x.round_ties_even();
+                        ties |= u32::from((x - code).abs() == 0.5);
+                        *out = code + 0.0;
+                    }
+                    if ties != 0 {
+                        for ((out, &w), &step) in out.iter_mut().zip(w).zip(steps) {
+                            *out = weight_code(f64::from(w), step, lo, hi) as f32;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -150,16 +171,30 @@ pub(super) fn weight_codes(threads: usize, out: &mut [f32], w: &[f32], steps: &[
 /// 64 codes of 16 bits add in the 24 of an `f32`.
 pub(super) fn code_sums(threads: usize, codes: &[f32], sums: &mut [f64], magnitudes: &mut [f64]) {
     let n = sums.len().max(1);
-    by_rows(threads, n, codes.len(), sums, |range, sums| {
-        for row in codes.get(range).unwrap_or_default().chunks_exact(n) {
-            sums.iter_mut().zip(row).for_each(|(sum, code)| *sum += code);
-        }
-    });
-    by_rows(threads, n, codes.len(), magnitudes, |range, sums| {
-        for row in codes.get(range).unwrap_or_default().chunks_exact(n) {
-            sums.iter_mut().zip(row).for_each(|(sum, code)| *sum += code.abs());
-        }
-    });
+    by_rows(
+        threads,
+        n,
+        codes.len(),
+        sums,
+        #[inline(always)]
+        |range, sums| {
+            for row in codes.get(range).unwrap_or_default().chunks_exact(n) {
+                sums.iter_mut().zip(row).for_each(|(sum, code)| *sum += code);
+            }
+        },
+    );
+    by_rows(
+        threads,
+        n,
+        codes.len(),
+        magnitudes,
+        #[inline(always)]
+        |range, sums| {
+            for row in codes.get(range).unwrap_or_default().chunks_exact(n) {
+                sums.iter_mut().zip(row).for_each(|(sum, code)| *sum += code.abs());
+            }
+        },
+    );
 }
 
 #[cfg(test)]

@@ -37,21 +37,32 @@ fn from<T>(x: &[T], start: usize) -> &[T] {
 /// `out = f(a)`.
 pub(super) fn map(threads: usize, out: &mut [f32], a: &[f32], f: impl Fn(f32) -> f32 + Sync) {
     pieces(threads, 1, out, |start, out| {
-        wide(|| out.iter_mut().zip(from(a, start)).for_each(|(out, &a)| *out = f(a)));
+        wide(
+            #[inline(always)]
+            || out.iter_mut().zip(from(a, start)).for_each(|(out, &a)| *out = f(a)),
+        );
     });
 }
 
 /// `out = f(out)`.
 pub(super) fn map_in_place(threads: usize, out: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
-    pieces(threads, 1, out, |_, out| wide(|| out.iter_mut().for_each(|out| *out = f(*out))));
+    pieces(threads, 1, out, |_, out| {
+        wide(
+            #[inline(always)]
+            || out.iter_mut().for_each(|out| *out = f(*out)),
+        )
+    });
 }
 
 /// `out = f(a, b)`.
 pub(super) fn zip(threads: usize, out: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
     pieces(threads, 1, out, |start, out| {
-        wide(|| {
-            out.iter_mut().zip(from(a, start)).zip(from(b, start)).for_each(|((out, &a), &b)| *out = f(a, b));
-        });
+        wide(
+            #[inline(always)]
+            || {
+                out.iter_mut().zip(from(a, start)).zip(from(b, start)).for_each(|((out, &a), &b)| *out = f(a, b));
+            },
+        );
     });
 }
 
@@ -59,11 +70,14 @@ pub(super) fn zip(threads: usize, out: &mut [f32], a: &[f32], b: &[f32], f: impl
 pub(super) fn zip_row(threads: usize, out: &mut [f32], a: &[f32], row: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
     let n = row.len().max(1);
     pieces(threads, n, out, |start, out| {
-        wide(|| {
-            for (out, a) in out.chunks_exact_mut(n).zip(from(a, start).chunks_exact(n)) {
-                out.iter_mut().zip(a).zip(row).for_each(|((out, &a), &b)| *out = f(a, b));
-            }
-        });
+        wide(
+            #[inline(always)]
+            || {
+                for (out, a) in out.chunks_exact_mut(n).zip(from(a, start).chunks_exact(n)) {
+                    out.iter_mut().zip(a).zip(row).for_each(|((out, &a), &b)| *out = f(a, b));
+                }
+            },
+        );
     });
 }
 
@@ -186,42 +200,45 @@ pub(super) fn quantizer_grad(
     let one = |start: usize, by_x: &mut [f32]| -> f64 {
         let end = (start + PIECE).min(x.len());
         let (x, g) = (x.get(start..end).unwrap_or_default(), g.get(start..end).unwrap_or_default());
-        wide(|| {
-            let mut sum = 0.0;
-            for (i, (x, g)) in x.chunks(1024).zip(g.chunks(1024)).enumerate() {
-                let mut lanes = [0f32; 16];
-                let mut by_x = by_x.get_mut(i * 1024..);
-                let mut out = by_x.as_deref_mut().unwrap_or_default().chunks_exact_mut(16);
-                let (xs, gs) = (x.chunks_exact(16), g.chunks_exact(16));
-                let rest = xs.remainder().iter().zip(gs.remainder());
-                for (x, g) in xs.zip(gs) {
-                    match out.next() {
-                        Some(out) => {
-                            for (((sum, &x), &g), out) in lanes.iter_mut().zip(x).zip(g).zip(out) {
-                                let (by_x, by_step) = through(x, g, step, lo, hi);
-                                *out = by_x;
-                                *sum += by_step;
+        wide(
+            #[inline(always)]
+            || {
+                let mut sum = 0.0;
+                for (i, (x, g)) in x.chunks(1024).zip(g.chunks(1024)).enumerate() {
+                    let mut lanes = [0f32; 16];
+                    let mut by_x = by_x.get_mut(i * 1024..);
+                    let mut out = by_x.as_deref_mut().unwrap_or_default().chunks_exact_mut(16);
+                    let (xs, gs) = (x.chunks_exact(16), g.chunks_exact(16));
+                    let rest = xs.remainder().iter().zip(gs.remainder());
+                    for (x, g) in xs.zip(gs) {
+                        match out.next() {
+                            Some(out) => {
+                                for (((sum, &x), &g), out) in lanes.iter_mut().zip(x).zip(g).zip(out) {
+                                    let (by_x, by_step) = through(x, g, step, lo, hi);
+                                    *out = by_x;
+                                    *sum += by_step;
+                                }
                             }
-                        }
-                        None => {
-                            for ((sum, &x), &g) in lanes.iter_mut().zip(x).zip(g) {
-                                *sum += through(x, g, step, lo, hi).1;
+                            None => {
+                                for ((sum, &x), &g) in lanes.iter_mut().zip(x).zip(g) {
+                                    *sum += through(x, g, step, lo, hi).1;
+                                }
                             }
                         }
                     }
-                }
-                let mut last = out.into_remainder().iter_mut();
-                sum += f64::from(lanes.iter().sum::<f32>());
-                for (&x, &g) in rest {
-                    let (by_x, by_step) = through(x, g, step, lo, hi);
-                    if let Some(out) = last.next() {
-                        *out = by_x;
+                    let mut last = out.into_remainder().iter_mut();
+                    sum += f64::from(lanes.iter().sum::<f32>());
+                    for (&x, &g) in rest {
+                        let (by_x, by_step) = through(x, g, step, lo, hi);
+                        if let Some(out) = last.next() {
+                            *out = by_x;
+                        }
+                        sum += f64::from(by_step);
                     }
-                    sum += f64::from(by_step);
                 }
-            }
-            sum
-        })
+                sum
+            },
+        )
     };
     let n_pieces = x.len().div_ceil(PIECE);
     let mut outs: Vec<&mut [f32]> = by_x.chunks_mut(PIECE).collect();
@@ -247,14 +264,18 @@ pub(super) fn columns_quantizer_grad(
 ) {
     let n = steps.len().max(1);
     pieces(threads, n, by_x, |start, out| {
-        wide(|| {
-            let rows = out.chunks_exact_mut(n).zip(from(x, start).chunks_exact(n)).zip(from(g, start).chunks_exact(n));
-            for ((out, x), g) in rows {
-                for (((out, &x), &g), &step) in out.iter_mut().zip(x).zip(g).zip(steps) {
-                    *out = through(x, g, step, lo, hi).0;
+        wide(
+            #[inline(always)]
+            || {
+                let rows =
+                    out.chunks_exact_mut(n).zip(from(x, start).chunks_exact(n)).zip(from(g, start).chunks_exact(n));
+                for ((out, x), g) in rows {
+                    for (((out, &x), &g), &step) in out.iter_mut().zip(x).zip(g).zip(steps) {
+                        *out = through(x, g, step, lo, hi).0;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -268,19 +289,31 @@ pub(super) fn columns_step_grad(
     [lo, hi]: [f32; 2],
 ) {
     let n = steps.len().max(1);
-    by_rows(threads, n, x.len(), by_steps, |range, sums| {
-        let (x, g) = (x.get(range.clone()).unwrap_or_default(), g.get(range).unwrap_or_default());
-        for (x, g) in x.chunks_exact(n).zip(g.chunks_exact(n)) {
-            for (((sum, &x), &g), &step) in sums.iter_mut().zip(x).zip(g).zip(steps) {
-                *sum += through(x, g, step, lo, hi).1;
+    by_rows(
+        threads,
+        n,
+        x.len(),
+        by_steps,
+        #[inline(always)]
+        |range, sums| {
+            let (x, g) = (x.get(range.clone()).unwrap_or_default(), g.get(range).unwrap_or_default());
+            for (x, g) in x.chunks_exact(n).zip(g.chunks_exact(n)) {
+                for (((sum, &x), &g), &step) in sums.iter_mut().zip(x).zip(g).zip(steps) {
+                    *sum += through(x, g, step, lo, hi).1;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Sum of all elements.
 pub(super) fn sum(threads: usize, x: &[f32]) -> f64 {
-    let one = |piece: &[f32]| -> f64 { wide(|| piece.chunks(1024).map(|part| f64::from(short_sum(part))).sum()) };
+    let one = |piece: &[f32]| -> f64 {
+        wide(
+            #[inline(always)]
+            || piece.chunks(1024).map(|part| f64::from(short_sum(part))).sum(),
+        )
+    };
     if threads > 1 && x.len() > PIECE {
         let parts: Vec<f64> = x.par_chunks(PIECE).map(one).collect();
         parts.into_iter().sum()
@@ -303,11 +336,18 @@ fn short_sum(x: &[f32]) -> f32 {
 /// Sums of the columns of `x[.., n]`, `n = out.len()`.
 pub(super) fn column_sums(threads: usize, out: &mut [f64], x: &[f32]) {
     let n = out.len().max(1);
-    by_rows(threads, n, x.len(), out, |range, sums| {
-        for row in x.get(range).unwrap_or_default().chunks_exact(n) {
-            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-        }
-    });
+    by_rows(
+        threads,
+        n,
+        x.len(),
+        out,
+        #[inline(always)]
+        |range, sums| {
+            for row in x.get(range).unwrap_or_default().chunks_exact(n) {
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
+        },
+    );
 }
 
 /// Adds, for each block of rows of `n` elements, `n` sums that `f` finds in
@@ -327,7 +367,10 @@ pub(super) fn by_rows(
     if threads > 1 && n_blocks > 1 && len > PIECE {
         let block = |i: usize| {
             let mut sums = vec![0f32; n];
-            wide(|| f(range(i), &mut sums));
+            wide(
+                #[inline(always)]
+                || f(range(i), &mut sums),
+            );
             sums
         };
         let blocks: Vec<Vec<f32>> = (0..n_blocks).into_par_iter().map(block).collect();
@@ -336,7 +379,10 @@ pub(super) fn by_rows(
         let mut sums = vec![0f32; n];
         for i in 0..n_blocks {
             sums.fill(0.0);
-            wide(|| f(range(i), &mut sums));
+            wide(
+                #[inline(always)]
+                || f(range(i), &mut sums),
+            );
             add(out, &sums);
         }
     }

@@ -85,11 +85,14 @@ impl State {
                 gemm::product(*dims, out, 1.0, x, w, threads).map_err(|_| outside(name))?;
                 let b = memory.f32(*b);
                 lanes::pieces(threads, n, out, |_, out| {
-                    lanes::wide(|| {
-                        for out in out.chunks_exact_mut(n.max(1)) {
-                            out.iter_mut().zip(b).for_each(|(out, b)| *out += b);
-                        }
-                    });
+                    lanes::wide(
+                        #[inline(always)]
+                        || {
+                            for out in out.chunks_exact_mut(n.max(1)) {
+                                out.iter_mut().zip(b).for_each(|(out, b)| *out += b);
+                            }
+                        },
+                    );
                 });
                 if let Some(f) = act {
                     lanes::unary(threads, *f, out, None);
