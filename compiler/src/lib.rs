@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod data;
 pub mod elements;
+pub mod eval;
 pub mod export;
 pub mod files;
 pub mod frontend;

@@ -4,9 +4,11 @@
 //! neither prints nor reads the environment.
 
 mod args;
+mod bench;
 mod check;
 mod compile;
 mod devices;
+mod eval;
 mod export;
 mod failure;
 mod inspect;
@@ -49,6 +51,10 @@ enum Command {
     Check(check::Args),
     /// Runs an artifact on recorded observations.
     Run(run::Args),
+    /// Measures how long one action takes.
+    Bench(bench::Args),
+    /// Says what a policy is worth: on recorded states, in a simulator, beside another one.
+    Eval(eval::Args),
     /// Shows what is inside an artifact, after checking it.
     Inspect(inspect::Args),
     /// Runs passes over a model or a `.qir` file and prints the graph.
@@ -88,6 +94,8 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::main(&args, &terminal),
         Command::Check(args) => check::main(&args, &terminal),
         Command::Run(args) => run::main(&args, &terminal),
+        Command::Bench(args) => bench::main(&args, &terminal),
+        Command::Eval(args) => eval::main(&args, &terminal),
         Command::Inspect(args) => inspect::main(&args, &terminal),
         Command::Opt(args) => opt::main(&args, &terminal),
         Command::Export(args) => export::main(&args, &terminal),

@@ -42,6 +42,7 @@ pub use training::{Save, Trained, Training, read_checkpoint, train};
 use crate::{
     data::{DemoMap, Demos},
     elements::Elements,
+    eval::metrics::ActionError,
     files::sha256_of,
     frontend::{self, ImportOptions},
     report::OutputError,
@@ -362,11 +363,7 @@ fn compare(
     let rooms = |ports: &[PortInfo]| -> Option<Vec<Elements>> { ports.iter().map(Elements::zeros).collect() };
     let no_room = || PipelineError::internal("an input or output holds codes");
     let (mut given, mut found) = rooms(session.inputs()).zip(rooms(session.outputs())).ok_or_else(no_room)?;
-    let mut errors: Vec<OutputError> = names
-        .iter()
-        .map(|name| OutputError { name: name.clone(), mse: 0.0, max: 0.0, teacher_rms: 0.0, n_samples: samples.len() })
-        .collect();
-    let mut n_elements = vec![0usize; names.len()];
+    let mut errors = vec![ActionError::new(); names.len()];
     for (i, sample) in samples.iter().enumerate() {
         observer.progress("compare", i, samples.len());
         let expected = judge.run(sample)?;
@@ -379,23 +376,19 @@ fn compare(
         let inputs: Vec<TensorView<'_>> = given.iter().map(Elements::view).collect();
         let mut outputs: Vec<TensorViewMut<'_>> = found.iter_mut().map(Elements::view_mut).collect();
         session.run(&inputs, &mut outputs)?;
-        for ((error, found), n) in errors.iter_mut().zip(&found).zip(&mut n_elements) {
-            let teacher = expected.get(&error.name);
-            let teacher = teacher.ok_or_else(|| PipelineError::internal("an output has no teacher"))?;
-            for (y, t) in found.to_f64().into_iter().zip(teacher.to_f64()) {
-                let difference = y - t;
-                error.mse += difference * difference;
-                error.max = error.max.max(difference.abs());
-                error.teacher_rms += t * t;
-            }
-            *n += found.len();
+        for ((name, found), error) in names.iter().zip(&found).zip(&mut errors) {
+            let teacher = expected.get(name).ok_or_else(|| PipelineError::internal("an output has no teacher"))?;
+            error.add_numbers(found.to_f64(), teacher.to_f64());
         }
     }
-    for (error, &n) in errors.iter_mut().zip(&n_elements) {
-        error.mse /= n.max(1) as f64;
-        error.teacher_rms = (error.teacher_rms / n.max(1) as f64).sqrt();
-    }
-    Ok(errors)
+    let of = |(name, error): (String, ActionError)| OutputError {
+        name,
+        mse: error.mse(),
+        max: error.max(),
+        teacher_rms: error.reference_rms(),
+        n_samples: samples.len(),
+    };
+    Ok(names.into_iter().zip(errors).map(of).collect())
 }
 
 /// Flags that change the result, in a fixed order.

@@ -1,0 +1,225 @@
+//! A policy on recorded states: how far its actions are from the teacher's and
+//! from the expert's.
+//!
+//! The states are the expert's, so errors do not feed back; what shows is where
+//! in an episode they are large (quarters) and whether they add up (bias).
+
+use qail_runtime::{RunError, Session, Storage, TensorView, TensorViewMut};
+use serde::Serialize;
+
+use super::{
+    actor::action_output,
+    metrics::{ActionError, ErrorSummary},
+};
+use crate::data::{DataError, Demos, StepReader};
+
+/// Why a policy cannot be compared on recorded states.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenLoopError {
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A session failed.
+    #[error("step {step} of the data")]
+    Run {
+        /// The step.
+        step: usize,
+        /// Why.
+        #[source]
+        source: RunError,
+    },
+    /// The two policies have different inputs or outputs.
+    #[error("{0}")]
+    Different(String),
+    /// Only float inputs and outputs can be compared.
+    #[error("`{name}` holds {storage:?}, and only F32 inputs and outputs are compared")]
+    Type {
+        /// The input or output.
+        name: String,
+        /// Its type.
+        storage: Storage,
+    },
+    /// Neither a teacher nor recorded actions of the right size.
+    #[error("there is nothing to compare with: no teacher is given, and the data has no actions that fit an output")]
+    Nothing,
+}
+
+/// Errors of one output.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OutputErrors {
+    /// Name of the output.
+    pub output: String,
+    /// What it is compared with: `teacher` or `expert`.
+    pub against: &'static str,
+    /// All elements of all steps, in the order of the data.
+    pub all: ErrorSummary,
+    /// Each element of the output by itself.
+    pub elements: Vec<ErrorSummary>,
+    /// Mean squared error in the four quarters of the episodes: drift.
+    pub quarters: [f64; 4],
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OpenLoop {
+    /// Steps compared.
+    pub steps: usize,
+    /// Episodes they come from.
+    pub episodes: usize,
+    /// Outputs, against the teacher first.
+    pub outputs: Vec<OutputErrors>,
+}
+
+/// Sums for one output.
+struct Sums {
+    all: ActionError,
+    elements: Vec<ActionError>,
+    quarters: [ActionError; 4],
+}
+
+impl Sums {
+    fn new(n: usize) -> Self {
+        Self {
+            all: ActionError::default(),
+            elements: vec![ActionError::default(); n],
+            quarters: [ActionError::default(); 4],
+        }
+    }
+
+    fn add(&mut self, actual: &[f32], target: &[f32], quarter: usize) {
+        self.all.add(actual, target);
+        for ((sum, y), t) in self.elements.iter_mut().zip(actual).zip(target) {
+            sum.add(std::slice::from_ref(y), std::slice::from_ref(t));
+        }
+        if let Some(sum) = self.quarters.get_mut(quarter) {
+            sum.add(actual, target);
+        }
+    }
+
+    fn finish(&self, output: &str, against: &'static str) -> OutputErrors {
+        OutputErrors {
+            output: output.to_owned(),
+            against,
+            all: self.all.summary(),
+            elements: self.elements.iter().map(ActionError::summary).collect(),
+            quarters: self.quarters.map(|sum| sum.mse()),
+        }
+    }
+}
+
+/// A session with room for its outputs.
+struct Runner<'a> {
+    session: &'a mut Session,
+    rooms: Vec<Vec<f32>>,
+}
+
+impl<'a> Runner<'a> {
+    fn new(session: &'a mut Session) -> Result<Self, OpenLoopError> {
+        let ports = session.inputs().iter().chain(session.outputs());
+        if let Some(port) = ports.into_iter().find(|port| port.storage != Storage::F32) {
+            return Err(OpenLoopError::Type { name: port.name.clone(), storage: port.storage });
+        }
+        let rooms = session.outputs().iter().map(|port| vec![0.0; port.elements()]).collect();
+        Ok(Self { session, rooms })
+    }
+
+    fn run(&mut self, inputs: &[TensorView<'_>], step: usize) -> Result<(), OpenLoopError> {
+        let mut outputs: Vec<TensorViewMut<'_>> = self.rooms.iter_mut().map(|room| TensorViewMut::F32(room)).collect();
+        self.session.run(inputs, &mut outputs).map_err(|source| OpenLoopError::Run { step, source })
+    }
+
+    fn output(&self, index: usize) -> &[f32] {
+        self.rooms.get(index).map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+/// Runs the policy, and the teacher if there is one, over all steps.
+///
+/// `action` names the output that the recorded actions are compared with.
+///
+/// # Errors
+/// If the data cannot be read, a session fails or there is nothing to compare.
+pub fn open_loop(
+    policy: &mut Session,
+    teacher: Option<&mut Session>,
+    demos: &Demos,
+    action: Option<&str>,
+    progress: &mut dyn FnMut(usize),
+) -> Result<OpenLoop, OpenLoopError> {
+    let outputs = policy.outputs().to_vec();
+    let twins = match &teacher {
+        Some(teacher) => twins(policy, teacher)?,
+        None => Vec::new(),
+    };
+    let fits = |index: &usize| {
+        let recorded = demos.actions().map(|field| field.info.row_len());
+        recorded.is_some() && outputs.get(*index).map(qail_runtime::PortInfo::elements) == recorded
+    };
+    let expert = action_output(&outputs, action.unwrap_or("action")).filter(fits);
+    if twins.is_empty() && expert.is_none() {
+        return Err(OpenLoopError::Nothing);
+    }
+    let mut policy = Runner::new(policy)?;
+    let mut teacher = teacher.map(Runner::new).transpose()?;
+    let mut against_teacher: Vec<Sums> = policy.rooms.iter().map(|room| Sums::new(room.len())).collect();
+    let mut against_expert = Sums::new(expert.map_or(0, |index| policy.output(index).len()));
+    let mut streams: Vec<StepReader> =
+        demos.observations().iter().map(|field| demos.stream(field)).collect::<Result<_, _>>()?;
+    let mut actions = match (demos.actions(), expert) {
+        (Some(field), Some(_)) => Some(demos.stream(field)?),
+        _ => None,
+    };
+    let mut rows: Vec<Vec<f32>> = vec![Vec::new(); streams.len()];
+    let mut wanted = Vec::new();
+    for episode in demos.episodes() {
+        for step in episode.clone() {
+            for (stream, row) in streams.iter_mut().zip(&mut rows) {
+                row.clear();
+                stream.next(1, row)?;
+            }
+            let quarter = 4 * (step - episode.start) / episode.len().max(1);
+            let inputs: Vec<TensorView<'_>> = rows.iter().map(|row| TensorView::F32(row)).collect();
+            policy.run(&inputs, step)?;
+            if let Some(teacher) = &mut teacher {
+                teacher.run(&inputs, step)?;
+                for ((index, &twin), sums) in twins.iter().enumerate().zip(&mut against_teacher) {
+                    sums.add(policy.output(index), teacher.output(twin), quarter);
+                }
+            }
+            if let (Some(actions), Some(index)) = (&mut actions, expert) {
+                wanted.clear();
+                actions.next(1, &mut wanted)?;
+                against_expert.add(policy.output(index), &wanted, quarter);
+            }
+            progress(step + 1);
+        }
+    }
+    let mut errors = Vec::new();
+    if teacher.is_some() {
+        errors.extend(outputs.iter().zip(&against_teacher).map(|(port, sums)| sums.finish(&port.name, "teacher")));
+    }
+    if let Some(port) = expert.and_then(|index| outputs.get(index)) {
+        errors.push(against_expert.finish(&port.name, "expert"));
+    }
+    Ok(OpenLoop { steps: demos.n_steps(), episodes: demos.episodes().len(), outputs: errors })
+}
+
+/// For each output of the policy the same one of the teacher. The inputs are
+/// the same in the same order.
+fn twins(policy: &Session, teacher: &Session) -> Result<Vec<usize>, OpenLoopError> {
+    let shapes = |ports: &[qail_runtime::PortInfo]| -> Vec<(String, usize)> {
+        ports.iter().map(|port| (port.name.clone(), port.elements())).collect()
+    };
+    let (ours, theirs) = (shapes(policy.inputs()), shapes(teacher.inputs()));
+    if ours != theirs {
+        return Err(OpenLoopError::Different(format!("the policy has the inputs {ours:?}, the teacher {theirs:?}")));
+    }
+    let (ours, theirs) = (shapes(policy.outputs()), shapes(teacher.outputs()));
+    ours.iter()
+        .map(|port| {
+            theirs.iter().position(|other| other == port).ok_or_else(|| {
+                OpenLoopError::Different(format!("the policy has the outputs {ours:?}, the teacher {theirs:?}"))
+            })
+        })
+        .collect()
+}
