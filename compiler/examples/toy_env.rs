@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: toy_env OBSERVATIONS ACTIONS [STEPS] [FAULT [AT]]".into());
     };
     let (n_observation, n_action): (usize, usize) = (observations.parse()?, actions.parse()?);
-    let steps = rest.first().map_or(Ok(50), |text| text.parse())?;
+    let steps: u32 = rest.first().map_or(Ok(50), |text| text.parse())?;
     let fault = rest.get(1).map_or("", String::as_str);
     let fault_at: u64 = rest.get(2).map_or(Ok(2), |text| text.parse())?;
     let (mut stdin, mut stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
@@ -56,21 +56,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         "silent" => sleep(),
         "noise" => println!("Welcome to the simulator!"),
         "deaf" => {
+            // It ends before it says anything.
             eprintln!("no licence found");
             return Ok(());
         }
         "child" => {
-            // A wrapper that never ends, with a child that holds the pipes open.
-            std::process::Command::new("sleep").arg("1000").spawn()?.wait()?;
+            // A wrapper that waits for a child that holds the pipes open.
+            std::process::Command::new("sleep").arg(steps.to_string()).spawn()?.wait()?;
         }
         _ => {}
     }
     let version = if fault == "version" { 7 } else { 1 };
+    let observations = format!(r#"[{{"name": "state", "shape": [{n_observation}]}}]"#);
+    let action = format!(r#"{{"name": "push", "shape": [{n_action}]}}"#);
     writeln!(
         stdout,
-        r#"{{"qail_env": {version}, "name": "toy", "observations": [{{"name": "state", "shape": [{n_observation}]}}],
-        "action": {{"name": "push", "shape": [{n_action}]}}, "max_steps": {steps}, "success": true, "info": ["first"]}}"#
-            .replace('\n', " ")
+        r#"{{"qail_env": {version}, "name": "toy", "observations": {observations}, "action": {action}, "max_steps": {steps}, "success": true, "info": ["first"]}}"#
     )?;
     stdout.flush()?;
     let mut toy = Toy { state: vec![0.0; n_observation], n_action, at: 0, steps };

@@ -85,7 +85,8 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let context = format!("cannot load `{}`", args.artifact.display());
     let bytes = ArtifactBytes::open(&args.artifact).map_err(|error| super::failure::of_runtime(&context, &error))?;
     let start = Instant::now();
-    let mut session = Session::load(bytes, args.device).map_err(|error| super::failure::of_runtime(&context, &error))?;
+    let mut session =
+        Session::load(bytes, args.device).map_err(|error| super::failure::of_runtime(&context, &error))?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let states = States::new(args, &session)?;
     let bar = terminal.bar(0, "bench");
@@ -212,7 +213,8 @@ fn measure(args: &Args, session: &mut Session, states: &States) -> Result<Times,
     let period = args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate.hz));
     // Room for what is likely to come: growing while measuring would be measured.
     let expected = period.map_or(1 << 20, |period| (limit.as_nanos() / period.as_nanos().max(1)) as usize + 2);
-    let mut times = Times { steps: Vec::with_capacity(expected.min(1 << 24)), late: Vec::new(), n_missed: 0, seconds: 0.0 };
+    let mut times =
+        Times { steps: Vec::with_capacity(expected.min(1 << 24)), late: Vec::new(), n_missed: 0, seconds: 0.0 };
     let begin = Instant::now();
     let mut due = begin;
     for step in 0usize.. {
@@ -368,7 +370,8 @@ fn machine() -> String {
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
     // Linux only; other systems say how many cores there are.
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    let name =
+        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
     match name {
         Some(name) => format!("{name}, {n_cores} cores"),
         None => format!("{}, {n_cores} cores", std::env::consts::ARCH),

@@ -139,7 +139,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     if !closed.outcome.pairs.is_empty() {
         let per_second = closed.outcome.pairs.len() as f64 / closed.seconds.max(1e-9);
         let (seconds, jobs, device) = (closed.seconds, closed.n_workers, &policy.device_name);
-        terminal.note(&format!("{seconds:.1} s, {per_second:.2} episodes/s with {jobs} environments on {device}"));
+        terminal.note(&format!("{seconds:.1} s, {per_second:.2} episodes/s, {jobs} at a time, on {device}"));
     }
     if let Some(error) = &closed.outcome.failure {
         return Err(of_loop(error, closed.outcome.pairs.len(), args));
@@ -147,8 +147,9 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     match (args.min_retention, &closed.gate) {
         (Some(_), Some(gate)) if gate.passed => Ok(()),
         (Some(_), Some(gate)) => Err(below(gate, closed.report.as_ref())),
-        (Some(_), None) => Err(Failure::plain(Exit::AccuracyGate, "there is no retention to hold to a gate")
-            .help("the return of the other policy is not above the floor: give the return that is worth nothing with --floor")),
+        (Some(_), None) => Err(Failure::plain(Exit::AccuracyGate, "there is no retention to hold to a gate").help(
+            "the return of the other policy is not above the floor: give the return that is worth nothing with --floor",
+        )),
         (None, _) => Ok(()),
     }
 }
@@ -219,8 +220,8 @@ fn run_open(
         .collect();
     let inputs: Vec<(&str, &[usize])> = inputs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     let map = DemoMap { inputs: mapping(args), ..DemoMap::default() };
-    let demos = Demos::open(path, &inputs, &map)
-        .map_err(|error| super::failure::of_pipeline(&context, &error.into()))?;
+    let demos =
+        Demos::open(path, &inputs, &map).map_err(|error| super::failure::of_pipeline(&context, &error.into()))?;
     let bar = terminal.bar(demos.n_steps() as u64, "states");
     let result = open_loop::open_loop(&mut policy, against.as_mut(), &demos, args.action.as_deref(), &mut |step| {
         bar.set_position(step as u64);

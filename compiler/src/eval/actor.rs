@@ -46,7 +46,9 @@ pub struct Wiring {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WiringError {
     /// No observation for an input.
-    #[error("input `{input}` of the policy is no observation of the environment, which has {known}; name it with --map {input}=OBSERVATION")]
+    #[error(
+        "input `{input}` of the policy is no observation of the environment, which has {known}; name it with --map {input}=OBSERVATION"
+    )]
     NoObservation {
         /// The input.
         input: String,
@@ -54,7 +56,9 @@ pub enum WiringError {
         known: String,
     },
     /// An observation of another size.
-    #[error("input `{input}` of the policy has {expected} elements, observation `{observation}` of the environment has {found}")]
+    #[error(
+        "input `{input}` of the policy has {expected} elements, observation `{observation}` of the environment has {found}"
+    )]
     Input {
         /// The input.
         input: String,
@@ -72,7 +76,9 @@ pub enum WiringError {
         known: String,
     },
     /// An action of another size or type.
-    #[error("output `{output}` of the policy has {expected} elements of {storage:?}, the action of the environment has {found} of F32")]
+    #[error(
+        "output `{output}` of the policy has {expected} elements of {storage:?}, the action of the environment has {found} of F32"
+    )]
     Action {
         /// The output.
         output: String,
@@ -118,9 +124,11 @@ impl SessionActor {
     /// # Errors
     /// If names or sizes do not fit.
     pub fn new(session: Session, hello: &Hello, wiring: &Wiring) -> Result<Self, WiringError> {
-        let feeds = session.inputs().iter().map(|port| {
-            feed(port, session.inputs().len() == 1, hello, wiring)
-        }).collect::<Result<_, _>>()?;
+        let feeds = session
+            .inputs()
+            .iter()
+            .map(|port| feed(port, session.inputs().len() == 1, hello, wiring))
+            .collect::<Result<_, _>>()?;
         let outputs = session.outputs();
         let action = action_output(outputs, wiring.action.as_deref().unwrap_or(&hello.action.name))
             .ok_or_else(|| WiringError::NoAction { known: names(outputs.iter().map(|port| &port.name)) })?;
@@ -129,10 +137,13 @@ impl SessionActor {
             let (output, expected, storage) = (port.name.clone(), port.elements(), port.storage);
             return Err(WiringError::Action { output, expected, storage, found });
         }
-        let rooms = outputs.iter().map(|port| match port.storage {
-            Storage::I64 => Room::I64(vec![0; port.elements()]),
-            _ => Room::F32(vec![0.0; port.elements()]),
-        }).collect();
+        let rooms = outputs
+            .iter()
+            .map(|port| match port.storage {
+                Storage::I64 => Room::I64(vec![0; port.elements()]),
+                _ => Room::F32(vec![0.0; port.elements()]),
+            })
+            .collect();
         Ok(Self { session, feeds, rooms, action })
     }
 }
@@ -143,10 +154,14 @@ impl Actor for SessionActor {
             feed.convert(observation);
         }
         let inputs: Vec<TensorView<'_>> = self.feeds.iter().map(|feed| feed.view(observation)).collect();
-        let mut outputs: Vec<TensorViewMut<'_>> = self.rooms.iter_mut().map(|room| match room {
-            Room::F32(room) => TensorViewMut::F32(room),
-            Room::I64(room) => TensorViewMut::I64(room),
-        }).collect();
+        let mut outputs: Vec<TensorViewMut<'_>> = self
+            .rooms
+            .iter_mut()
+            .map(|room| match room {
+                Room::F32(room) => TensorViewMut::F32(room),
+                Room::I64(room) => TensorViewMut::I64(room),
+            })
+            .collect();
         self.session.run(&inputs, &mut outputs)?;
         if let Some(Room::F32(room)) = self.rooms.get(self.action) {
             if let Some(index) = room.iter().position(|x| !x.is_finite()) {
@@ -195,13 +210,12 @@ fn feed(port: &PortInfo, only_input: bool, hello: &Hello, wiring: &Wiring) -> Re
     let by_name = hello.observations.iter().position(|observation| observation.name == *wanted);
     let only = named.is_none() && only_input && hello.observations.len() == 1;
     let index = by_name.or(if only { Some(0) } else { None });
-    let (index, observation) =
-        index.and_then(|index| hello.observations.get(index).map(|observation| (index, observation))).ok_or_else(
-            || WiringError::NoObservation {
-                input: port.name.clone(),
-                known: names(hello.observations.iter().map(|observation| &observation.name)),
-            },
-        )?;
+    let (index, observation) = index
+        .and_then(|index| hello.observations.get(index).map(|observation| (index, observation)))
+        .ok_or_else(|| WiringError::NoObservation {
+            input: port.name.clone(),
+            known: names(hello.observations.iter().map(|observation| &observation.name)),
+        })?;
     if port.elements() != observation.elements() {
         return Err(WiringError::Input {
             input: port.name.clone(),

@@ -336,7 +336,8 @@ mod tests {
             self.at += 1;
             let success = u64::from(self.at) == 3 + self.seed;
             let info = vec![2.0 * self.at as f32];
-            *step = Step { observation: vec![self.at as f32], reward: action[0].into(), success, info, ..Step::default() };
+            *step =
+                Step { observation: vec![self.at as f32], reward: action[0].into(), success, info, ..Step::default() };
             Ok(())
         }
     }

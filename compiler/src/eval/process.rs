@@ -98,8 +98,7 @@ impl EnvProcess {
         process.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut process, 0);
-        let mut child =
-            process.spawn().map_err(|source| EnvError::Start { program: program.clone(), source })?;
+        let mut child = process.spawn().map_err(|source| EnvError::Start { program: program.clone(), source })?;
         let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
             return Err(EnvError::Pipe(std::io::ErrorKind::BrokenPipe.into()));
@@ -166,9 +165,7 @@ impl EnvProcess {
         let mut payload = std::mem::take(&mut self.payload);
         payload.resize(header.n_bytes, 0);
         let read = self.read_exact(&mut payload);
-        let parsed = read.and_then(|()| {
-            step.read(&header, &payload, &self.hello).map_err(|source| self.broke(source))
-        });
+        let parsed = read.and_then(|()| step.read(&header, &payload, &self.hello).map_err(|source| self.broke(source)));
         self.payload = payload;
         parsed
     }
@@ -354,7 +351,9 @@ fn split(command: &str) -> Result<Vec<String>, &'static str> {
                 quote = Some(c);
                 word.get_or_insert_default();
             }
-            (None | Some('"'), '\\') => word.get_or_insert_default().push(chars.next().ok_or("it ends in a backslash")?),
+            (None | Some('"'), '\\') => {
+                word.get_or_insert_default().push(chars.next().ok_or("it ends in a backslash")?)
+            }
             (None, c) if c.is_whitespace() => words.extend(word.take()),
             (_, c) => word.get_or_insert_default().push(c),
         }

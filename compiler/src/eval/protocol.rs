@@ -273,9 +273,7 @@ impl Step {
         }
         let info = self.info.iter().zip(&hello.info).find(|(x, _)| !x.is_finite());
         match info {
-            Some((x, name)) => {
-                Err(ProtocolError::NotFinite { what: format!("info `{name}`"), value: x.to_string() })
-            }
+            Some((x, name)) => Err(ProtocolError::NotFinite { what: format!("info `{name}`"), value: x.to_string() }),
             None => Ok(()),
         }
     }
@@ -321,7 +319,10 @@ mod tests {
         let header = Header::parse(&header, &hello()).unwrap();
         let mut step = Step::default();
         step.read(&header, &payload, &hello()).unwrap();
-        assert_eq!((step.observation.as_slice(), step.info.as_slice(), step.reward), (&[1.0, 2.0, 3.0][..], &[4.0][..], 1.5));
+        assert_eq!(
+            (step.observation.as_slice(), step.info.as_slice(), step.reward),
+            (&[1.0, 2.0, 3.0][..], &[4.0][..], 1.5)
+        );
         assert_eq!((step.terminated, step.truncated, step.success), (true, false, true));
         assert_eq!(Request::default().step(&[1.0]), [b's', 0, 0, 0, 4, 0, 0, 0, 0, 0, 128, 63]);
         assert_eq!(Request::default().reset(258), [b'r', 0, 0, 0, 8, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
@@ -331,7 +332,10 @@ mod tests {
     fn hostile_hellos_are_refused() {
         let replaced = |from: &str, to: &str| Hello::parse(HELLO.replace(from, to).as_bytes()).unwrap_err().to_string();
         assert!(replaced("{\"qail_env\"", "Loading...{\"qail_env\"").contains("Loading..."));
-        assert_eq!(replaced("\"qail_env\": 1", "\"qail_env\": 2"), "it speaks version 2 of the protocol, and this is version 1");
+        assert_eq!(
+            replaced("\"qail_env\": 1", "\"qail_env\": 2"),
+            "it speaks version 2 of the protocol, and this is version 1"
+        );
         assert!(replaced("\"shape\": [2]", "\"shape\": [0]").contains("every observation has elements"));
         assert!(replaced("\"shape\": [2]", "\"shape\": [4294967296, 4294967296, 16]").contains("at most 16777216"));
         assert!(replaced("\"action\", \"shape\": [1]", "\"action\", \"shape\": [5000]").contains("1 to 4096"));
@@ -346,7 +350,9 @@ mod tests {
         let header = |tag, n: usize| Header::parse(&answer(tag, 0, &vec![0.0; n]).1, &hello);
         assert_eq!(header(b'o', 3), Err(ProtocolError::Length { expected: 16, found: 12 }));
         assert!(matches!(header(b'x', 4), Err(ProtocolError::Tag(_))));
-        assert!(matches!(Header::parse(b"Warning: no GPU\n", &hello), Err(ProtocolError::Tag(text)) if text.contains("Warning")));
+        assert!(
+            matches!(Header::parse(b"Warning: no GPU\n", &hello), Err(ProtocolError::Tag(text)) if text.contains("Warning"))
+        );
         for (numbers, what) in [
             ([0.0, 0.0, f32::NAN, 0.0], "element 0 of observation `b` is NaN"),
             ([0.0, f32::INFINITY, 0.0, 0.0], "element 1 of observation `a` is inf"),

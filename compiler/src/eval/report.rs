@@ -207,8 +207,7 @@ fn figures(episodes: &[&Episode], hello: &Hello, seed: u64) -> Figures {
         steps: of(&|episode| episode.steps.into()),
         terminated: count(&|episode| episode.terminated) / n.max(1) as f64,
         success: hello.success.then(|| stats::wilson(count(&|episode| episode.success == Some(true)), n as f64)),
-        steps_to_success: (!to_success.is_empty())
-            .then(|| (stats::mean(&to_success), stats::median(&mut to_success))),
+        steps_to_success: (!to_success.is_empty()).then(|| (stats::mean(&to_success), stats::median(&mut to_success))),
         action_change: of(&|episode| episode.action_change),
         info: info.map(|(i, name)| (name.clone(), of(&|e| e.info.get(i).copied().unwrap_or(0.0)))).collect(),
     }
@@ -257,12 +256,9 @@ fn rows(figures: &Figures) -> Vec<(String, String)> {
         ("return, mean".to_owned(), interval(figures.return_mean)),
         ("return, median".to_owned(), interval(figures.return_median)),
         ("return, std".to_owned(), figure(figures.return_std)),
-        (
-            "return, min .. max".to_owned(),
-            format!("{} .. {}", figure(figures.return_min), figure(figures.return_max)),
-        ),
+        ("return, min .. max".to_owned(), format!("{} .. {}", figure(figures.return_min), figure(figures.return_max))),
         ("steps".to_owned(), figure(figures.steps)),
-        ("ended early".to_owned(), format!("{:.1} %", 100.0 * figures.terminated)),
+        ("terminated".to_owned(), format!("{:.1} %", 100.0 * figures.terminated)),
     ];
     if figures.success.is_some() {
         let steps = figures.steps_to_success;

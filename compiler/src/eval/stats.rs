@@ -221,8 +221,10 @@ impl Paired {
         let n = self.n();
         let (a, b) = (wilson(self.both + self.only_a, n), wilson(self.both + self.only_b, n));
         let estimate = a.estimate - b.estimate;
-        let product =
-            (self.both + self.only_a) * (self.only_b + self.neither) * (self.both + self.only_b) * (self.only_a + self.neither);
+        let product = (self.both + self.only_a)
+            * (self.only_b + self.neither)
+            * (self.both + self.only_b)
+            * (self.only_a + self.neither);
         let phi = if product > 0.0 {
             let cross = self.both * self.neither - self.only_a * self.only_b;
             // Newcombe's correction for continuity, where the correlation is positive.
@@ -285,11 +287,17 @@ mod tests {
     /// Newcombe, Statistics in Medicine 17 (1998) 857, table I, method 3.
     #[test]
     fn wilson_gives_the_figures_of_the_textbook() {
-        for (x, n, lower, upper) in
-            [(81.0, 263.0, 0.2553, 0.3662), (15.0, 148.0, 0.0624, 0.1605), (0.0, 20.0, 0.0, 0.1611), (1.0, 29.0, 0.0061, 0.1718)]
-        {
+        for (x, n, lower, upper) in [
+            (81.0, 263.0, 0.2553, 0.3662),
+            (15.0, 148.0, 0.0624, 0.1605),
+            (0.0, 20.0, 0.0, 0.1611),
+            (1.0, 29.0, 0.0061, 0.1718),
+        ] {
             let interval = wilson(x, n);
-            assert!(close(interval.lower, lower, 5e-5) && close(interval.upper, upper, 5e-5), "{x} of {n}: {interval:?}");
+            assert!(
+                close(interval.lower, lower, 5e-5) && close(interval.upper, upper, 5e-5),
+                "{x} of {n}: {interval:?}"
+            );
         }
         assert_eq!(wilson(40.0, 40.0).upper, 1.0);
         assert!(close(wilson(40.0, 40.0).lower, 0.9124, 5e-5));
@@ -298,9 +306,11 @@ mod tests {
     /// Newcombe, Statistics in Medicine 17 (1998) 2635, table III, method 10.
     #[test]
     fn paired_differences_give_the_figures_of_the_textbook() {
-        for (both, only_a, only_b, neither, lower, upper) in
-            [(36.0, 12.0, 2.0, 0.0, 0.0569, 0.3404), (43.0, 0.0, 0.0, 0.0, -0.0820, 0.0820), (54.0, 0.0, 0.0, 0.0, -0.0664, 0.0664)]
-        {
+        for (both, only_a, only_b, neither, lower, upper) in [
+            (36.0, 12.0, 2.0, 0.0, 0.0569, 0.3404),
+            (43.0, 0.0, 0.0, 0.0, -0.0820, 0.0820),
+            (54.0, 0.0, 0.0, 0.0, -0.0664, 0.0664),
+        ] {
             let d = Paired { both, only_a, only_b, neither }.difference();
             assert!(close(d.lower, lower, 5e-4) && close(d.upper, upper, 5e-4), "{both} {only_a} {only_b}: {d:?}");
         }
