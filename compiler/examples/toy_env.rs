@@ -34,10 +34,10 @@ impl Toy {
         self.at += 1;
         for (i, x) in self.state.iter_mut().enumerate() {
             let push = action.get(i % self.n_action).copied().unwrap_or(0.0).clamp(-1.0, 1.0);
-            *x = 0.97 * *x + 0.02 * push;
+            *x = 0.97 * *x + 0.005 * push;
         }
         let square: f64 = self.state.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        let (success, truncated) = (square < 0.3, self.at == self.steps);
+        let (success, truncated) = (square < 0.5, self.at == self.steps);
         (-square, u8::from(truncated) << 1 | u8::from(success) << 2)
     }
 }

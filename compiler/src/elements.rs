@@ -72,6 +72,19 @@ impl Elements {
         }
     }
 
+    /// Takes over plain numbers; false if the type cannot hold one of them.
+    #[must_use]
+    pub fn set_f32(&mut self, given: &[f32]) -> bool {
+        if let Self::F32(elements) = self {
+            elements.clear();
+            elements.extend_from_slice(given);
+            return true;
+        }
+        // Between these bounds the conversion is exact for whole numbers.
+        let whole = |x: &f32| x.fract() == 0.0 && x.abs() < 9.0e18;
+        given.iter().all(whole) && self.set_ints(&given.iter().map(|&x| x as i64).collect::<Vec<_>>())
+    }
+
     /// False if there is a number that the type cannot hold.
     fn set_ints(&mut self, given: &[i64]) -> bool {
         match self {
@@ -187,6 +200,7 @@ mod tests {
         assert!(bytes.set(&tensor(&[0, 255])));
         assert_eq!(bytes, Elements::U8(vec![0, 255]));
         assert!(!bytes.set(&tensor(&[0, 300])));
+        assert!(bytes.set_f32(&[255.0, 0.0]) && !bytes.set_f32(&[0.5]) && !bytes.set_f32(&[-1.0]));
         assert!(!Elements::F32(Vec::new()).set(&tensor(&[0, 1])), "integers are no floats");
     }
 }

@@ -11,11 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qail_runtime::{ArtifactBytes, DeviceSpec, RunError, Session, Storage, TensorView, TensorViewMut};
+use qail_runtime::{ArtifactBytes, DeviceSpec, RunError, Session, TensorView, TensorViewMut};
 
-use super::{Exit, Failure, Terminal, args::Pair};
+use super::{
+    Exit, Failure, Terminal,
+    args::Pair,
+    run::{extents, room},
+};
 use crate::{
     data::{DataError, DemoMap, Demos},
+    elements::Elements,
     eval::stats,
 };
 
@@ -89,9 +94,8 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         Session::load(bytes, args.device).map_err(|error| super::failure::of_runtime(&context, &error))?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let states = States::new(args, &session)?;
-    let bar = terminal.bar(0, "bench");
-    let times = measure(args, &mut session, &states);
-    bar.finish_and_clear();
+    let mut rooms = session.outputs().iter().map(room).collect::<Result<Vec<_>, _>>()?;
+    let times = measure(args, &mut session, &mut rooms, &states);
     let times = times.map_err(|error| super::failure::of_run("a step failed", &error))?;
     let report = Report::new(args, &session, times, load_ms);
     terminal.result(|| report.render(), || report.to_json(args));
@@ -107,87 +111,67 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     }
 }
 
-/// Inputs of the steps: for each input of the model one state behind the other.
+/// Inputs of the steps: states to take turns with.
 struct States {
-    inputs: Vec<Column>,
-    n: usize,
-}
-
-/// Values of one input, as the session takes them.
-struct Column {
-    len: usize,
-    values: Values,
-}
-
-enum Values {
-    F32(Vec<f32>),
-    U8(Vec<u8>),
-    I64(Vec<i64>),
+    states: Vec<Vec<Elements>>,
 }
 
 impl States {
     fn new(args: &Args, session: &Session) -> Result<Self, Failure> {
-        let ports = session.inputs();
-        let recorded = match &args.input {
-            Some(path) => Some(read(args, path, session).map_err(|error| {
+        let rooms = session.inputs().iter().map(room).collect::<Result<Vec<_>, _>>()?;
+        let states = match &args.input {
+            Some(path) => read(args, path, session, &rooms).map_err(|error| {
                 let context = format!("cannot read observations from `{}`", path.display());
                 Failure::new(Exit::InvalidInput, context, &error)
-            })?),
-            None => None,
+            })?,
+            None => {
+                let mut random = stats::Random::new(0);
+                (0..N_STATES).map(|_| rooms.iter().map(|room| seeded(room, &mut random)).collect()).collect()
+            }
         };
-        let n = recorded.as_ref().map_or(N_STATES, |(_, n)| *n);
-        let mut columns = recorded.map(|(columns, _)| columns).unwrap_or_default().into_iter();
-        let inputs = ports.iter().enumerate().map(|(i, port)| {
-            let len = port.elements();
-            let numbers = columns.next().unwrap_or_else(|| seeded(i as u64, n * len));
-            let values = match port.storage {
-                Storage::U8 => Values::U8(numbers.iter().map(|&x| x as u8).collect()),
-                Storage::I64 => Values::I64(numbers.iter().map(|&x| x as i64).collect()),
-                _ => Values::F32(numbers),
-            };
-            Column { len, values }
-        });
-        Ok(Self { inputs: inputs.collect(), n })
+        Ok(Self { states })
     }
 
     fn views(&self, step: usize) -> Vec<TensorView<'_>> {
-        let row = step % self.n.max(1);
-        self.inputs
-            .iter()
-            .map(|column| {
-                let range = row * column.len..(row + 1) * column.len;
-                match &column.values {
-                    Values::F32(x) => TensorView::F32(x.get(range).unwrap_or_default()),
-                    Values::U8(x) => TensorView::U8(x.get(range).unwrap_or_default()),
-                    Values::I64(x) => TensorView::I64(x.get(range).unwrap_or_default()),
-                }
-            })
-            .collect()
+        let state = self.states.get(step % self.states.len().max(1));
+        state.map(|state| state.iter().map(Elements::view).collect()).unwrap_or_default()
     }
 }
 
-/// Up to [`N_STATES`] recorded states, one vector an input.
-fn read(args: &Args, path: &std::path::Path, session: &Session) -> Result<(Vec<Vec<f32>>, usize), DataError> {
-    let inputs: Vec<(String, Vec<usize>)> = session
-        .inputs()
-        .iter()
-        .map(|port| (port.name.clone(), port.shape.get(1..).map(<[usize]>::to_vec).unwrap_or_default()))
-        .collect();
-    let inputs: Vec<(&str, &[usize])> = inputs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+/// Up to [`N_STATES`] recorded states.
+fn read(
+    args: &Args,
+    path: &std::path::Path,
+    session: &Session,
+    rooms: &[Elements],
+) -> Result<Vec<Vec<Elements>>, DataError> {
+    let inputs: Vec<(&str, &[usize])> =
+        session.inputs().iter().map(|port| (port.name.as_str(), extents(port))).collect();
     let map = DemoMap {
         inputs: args.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect(),
         ..DemoMap::default()
     };
     let demos = Demos::open(path, &inputs, &map)?;
-    let n = demos.n_steps().min(N_STATES);
-    let columns = demos.observations().iter().map(|field| demos.read(field, 0..n)).collect::<Result<_, _>>()?;
-    Ok((columns, n))
+    let mut streams = demos.observations().iter().map(|field| demos.stream(field)).collect::<Result<Vec<_>, _>>()?;
+    let mut states = Vec::new();
+    for _ in 0..demos.n_steps().min(N_STATES) {
+        let mut state = rooms.to_vec();
+        for (stream, room) in streams.iter_mut().zip(&mut state) {
+            room.read(stream)?;
+        }
+        states.push(state);
+    }
+    Ok(states)
 }
 
-/// Numbers from -1 to 1.
-fn seeded(seed: u64, n: usize) -> Vec<f32> {
-    let mut random = stats::Random::new(seed);
-    (0..n).map(|_| random.uniform() as f32 * 2.0 - 1.0).collect()
+/// Floats from -1 to 1, any bytes; other integers may be indices and stay 0.
+fn seeded(room: &Elements, random: &mut stats::Random) -> Elements {
+    let n = room.len();
+    match room {
+        Elements::F32(_) => Elements::F32((0..n).map(|_| random.uniform() as f32 * 2.0 - 1.0).collect()),
+        Elements::U8(_) => Elements::U8((0..n).map(|_| (random.uniform() * 256.0) as u8).collect()),
+        Elements::I32(_) | Elements::I64(_) => room.clone(),
+    }
 }
 
 /// What a run leaves, in nanoseconds.
@@ -202,9 +186,8 @@ struct Times {
     seconds: f64,
 }
 
-fn measure(args: &Args, session: &mut Session, states: &States) -> Result<Times, RunError> {
-    let mut rooms: Vec<Room> = session.outputs().iter().map(Room::new).collect();
-    let mut outputs: Vec<TensorViewMut<'_>> = rooms.iter_mut().map(Room::view).collect();
+fn measure(args: &Args, session: &mut Session, rooms: &mut [Elements], states: &States) -> Result<Times, RunError> {
+    let mut outputs: Vec<TensorViewMut<'_>> = rooms.iter_mut().map(Elements::view_mut).collect();
     for step in 0..N_WARM_UP {
         session.run(&states.views(step), &mut outputs)?;
     }
@@ -250,38 +233,6 @@ fn measure(args: &Args, session: &mut Session, states: &States) -> Result<Times,
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Room for one output.
-enum Room {
-    F32(Vec<f32>),
-    I32(Vec<i32>),
-    U8(Vec<u8>),
-    I8(Vec<i8>),
-    I64(Vec<i64>),
-}
-
-impl Room {
-    fn new(port: &qail_runtime::PortInfo) -> Self {
-        let n = port.elements();
-        match port.storage {
-            Storage::I32 => Self::I32(vec![0; n]),
-            Storage::U8 => Self::U8(vec![0; n]),
-            Storage::I8 => Self::I8(vec![0; n]),
-            Storage::I64 => Self::I64(vec![0; n]),
-            Storage::Unspecified | Storage::F32 | Storage::I16 => Self::F32(vec![0.0; n]),
-        }
-    }
-
-    fn view(&mut self) -> TensorViewMut<'_> {
-        match self {
-            Self::F32(x) => TensorViewMut::F32(x),
-            Self::I32(x) => TensorViewMut::I32(x),
-            Self::U8(x) => TensorViewMut::U8(x),
-            Self::I8(x) => TensorViewMut::I8(x),
-            Self::I64(x) => TensorViewMut::I64(x),
-        }
-    }
 }
 
 /// Latencies in microseconds.

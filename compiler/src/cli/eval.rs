@@ -136,8 +136,12 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         },
     );
     let Some(closed) = closed else { return Ok(()) };
-    if !closed.outcome.pairs.is_empty() {
-        let per_second = closed.outcome.pairs.len() as f64 / closed.seconds.max(1e-9);
+    let n = closed.outcome.pairs.len();
+    if (1..10).contains(&n) && closed.outcome.failure.is_none() {
+        terminal.note(&format!("intervals of {} are too narrow: run 20 or more", report::plural(n, "episode")));
+    }
+    if n > 0 {
+        let per_second = n as f64 / closed.seconds.max(1e-9);
         let (seconds, jobs, device) = (closed.seconds, closed.n_workers, &policy.device_name);
         terminal.note(&format!("{seconds:.1} s, {per_second:.2} episodes/s, {jobs} at a time, on {device}"));
     }
@@ -147,9 +151,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     match (args.min_retention, &closed.gate) {
         (Some(_), Some(gate)) if gate.passed => Ok(()),
         (Some(_), Some(gate)) => Err(below(gate, closed.report.as_ref())),
-        (Some(_), None) => Err(Failure::plain(Exit::AccuracyGate, "there is no retention to hold to a gate").help(
-            "the return of the other policy is not above the floor: give the return that is worth nothing with --floor",
-        )),
+        (Some(_), None) => Err(no_retention(closed.report.as_ref())),
         (None, _) => Ok(()),
     }
 }
@@ -184,6 +186,7 @@ fn load(path: &Path, args: &Args, terminal: &Terminal) -> Result<Source, Failure
             map: DemoMap::default(),
             n_calibration: 0,
             seed: 0,
+            training: None,
         };
         let mut watcher = Watcher::new(terminal, None);
         let built = pipeline::compile(path, &options, &mut watcher);
@@ -213,11 +216,8 @@ fn run_open(
     let loaded = |source: &Source| source.session().map_err(|error| super::failure::of_runtime(&context, &error));
     let mut policy = loaded(policy)?;
     let mut against = against.map(loaded).transpose()?;
-    let inputs: Vec<(String, Vec<usize>)> = policy
-        .inputs()
-        .iter()
-        .map(|port| (port.name.clone(), port.shape.get(1..).map(<[usize]>::to_vec).unwrap_or_default()))
-        .collect();
+    let inputs: Vec<(String, Vec<usize>)> =
+        policy.inputs().iter().map(|port| (port.name.clone(), super::run::extents(port).to_vec())).collect();
     let inputs: Vec<(&str, &[usize])> = inputs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     let map = DemoMap { inputs: mapping(args), ..DemoMap::default() };
     let demos =
@@ -322,7 +322,7 @@ fn check_folder(path: &Path) -> Result<(), Failure> {
 fn of_loop(error: &LoopError, n_finished: usize, args: &Args) -> Failure {
     let context = match n_finished {
         0 => "no episode was finished".to_owned(),
-        n => format!("the evaluation is partial: {n} of {} episodes were finished", args.episodes),
+        n => format!("the evaluation is partial: {n} of {} episodes finished", args.episodes),
     };
     let exit = match error {
         LoopError::Start(EnvError::Command { .. }) | LoopError::Wiring(_) => Exit::Usage,
@@ -337,6 +337,18 @@ fn of_loop(error: &LoopError, n_finished: usize, args: &Args) -> Failure {
         }
         _ => failure,
     }
+}
+
+fn no_retention(report: Option<&LoopReport>) -> Failure {
+    let failure = Failure::plain(Exit::AccuracyGate, "there is no retention to hold to a gate");
+    if report.is_none_or(|report| report.episodes < 2) {
+        return failure.help("run two episodes at least");
+    }
+    let comparison = report.and_then(|report| report.comparison.as_ref());
+    if comparison.is_some_and(|comparison| comparison.measure.success) {
+        return failure.help("the other policy never succeeds: use --metric return");
+    }
+    failure.help("the return of the other policy is not above 0: give the return that is worth nothing with --floor")
 }
 
 fn below(gate: &Gate, report: Option<&LoopReport>) -> Failure {

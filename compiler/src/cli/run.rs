@@ -95,7 +95,7 @@ impl Recorded {
 }
 
 /// Extents of one step: a leading axis of extent 1 is the batch.
-fn extents(port: &PortInfo) -> &[usize] {
+pub(super) fn extents(port: &PortInfo) -> &[usize] {
     port.shape.strip_prefix(&[1]).unwrap_or(&port.shape)
 }
 
@@ -161,7 +161,7 @@ fn run_steps(
 }
 
 /// Room for one value of an input or output.
-fn room(port: &PortInfo) -> Result<Elements, Failure> {
+pub(super) fn room(port: &PortInfo) -> Result<Elements, Failure> {
     Elements::zeros(port).ok_or_else(|| {
         let message =
             format!("`{}` holds codes of type {:?}, and only plain numbers are handed over", port.name, port.storage);

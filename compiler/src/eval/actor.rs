@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use qail_runtime::{PortInfo, RunError, Session, Storage, TensorView, TensorViewMut};
 
 use super::protocol::Hello;
+use crate::elements::Elements;
 
 /// What acts in an environment.
 pub trait Actor: Send {
@@ -22,6 +23,12 @@ pub enum ActError {
     /// The session failed.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// An observation that the type of its input cannot hold.
+    #[error("input `{input}` of the policy holds whole numbers, and the observation has others")]
+    Observation {
+        /// The input.
+        input: String,
+    },
     /// No environment can do anything with such an action.
     #[error("element {index} of the action is {value}")]
     NotFinite {
@@ -69,6 +76,14 @@ pub enum WiringError {
         /// Its elements.
         found: usize,
     },
+    /// Codes are not handed over.
+    #[error("`{name}` of the policy holds codes of type {storage:?}")]
+    Codes {
+        /// The input or output.
+        name: String,
+        /// Its type.
+        storage: Storage,
+    },
     /// Several outputs, and none is named.
     #[error("the policy has the outputs {known}; name the one that is the action with --action")]
     NoAction {
@@ -96,40 +111,30 @@ pub enum WiringError {
 pub struct SessionActor {
     session: Session,
     feeds: Vec<Feed>,
-    rooms: Vec<Room>,
+    rooms: Vec<Elements>,
     action: usize,
 }
 
-/// One input: where it lies in the observation, and its elements as the session
-/// takes them.
+/// One input: where it lies in the observation, and room for it.
 #[derive(Debug)]
 struct Feed {
+    name: String,
     start: usize,
     end: usize,
-    storage: Storage,
-    bytes: Vec<u8>,
-    i64s: Vec<i64>,
-}
-
-/// Room for one output.
-#[derive(Debug)]
-enum Room {
-    F32(Vec<f32>),
-    I64(Vec<i64>),
+    room: Elements,
 }
 
 impl SessionActor {
     /// Joins a session and an environment.
     ///
     /// # Errors
-    /// If names or sizes do not fit.
+    /// If names, sizes or types do not fit.
     pub fn new(session: Session, hello: &Hello, wiring: &Wiring) -> Result<Self, WiringError> {
-        let feeds = session
-            .inputs()
-            .iter()
-            .map(|port| feed(port, session.inputs().len() == 1, hello, wiring))
-            .collect::<Result<_, _>>()?;
+        let only_input = session.inputs().len() == 1;
+        let inputs = session.inputs().iter();
+        let feeds = inputs.map(|port| feed(port, only_input, hello, wiring)).collect::<Result<_, _>>()?;
         let outputs = session.outputs();
+        let rooms = outputs.iter().map(room).collect::<Result<_, _>>()?;
         let action = action_output(outputs, wiring.action.as_deref().unwrap_or(&hello.action.name))
             .ok_or_else(|| WiringError::NoAction { known: names(outputs.iter().map(|port| &port.name)) })?;
         let found = hello.action.elements();
@@ -137,13 +142,6 @@ impl SessionActor {
             let (output, expected, storage) = (port.name.clone(), port.elements(), port.storage);
             return Err(WiringError::Action { output, expected, storage, found });
         }
-        let rooms = outputs
-            .iter()
-            .map(|port| match port.storage {
-                Storage::I64 => Room::I64(vec![0; port.elements()]),
-                _ => Room::F32(vec![0.0; port.elements()]),
-            })
-            .collect();
         Ok(Self { session, feeds, rooms, action })
     }
 }
@@ -151,51 +149,25 @@ impl SessionActor {
 impl Actor for SessionActor {
     fn act(&mut self, observation: &[f32], action: &mut [f32]) -> Result<(), ActError> {
         for feed in &mut self.feeds {
-            feed.convert(observation);
-        }
-        let inputs: Vec<TensorView<'_>> = self.feeds.iter().map(|feed| feed.view(observation)).collect();
-        let mut outputs: Vec<TensorViewMut<'_>> = self
-            .rooms
-            .iter_mut()
-            .map(|room| match room {
-                Room::F32(room) => TensorViewMut::F32(room),
-                Room::I64(room) => TensorViewMut::I64(room),
-            })
-            .collect();
-        self.session.run(&inputs, &mut outputs)?;
-        if let Some(Room::F32(room)) = self.rooms.get(self.action) {
-            if let Some(index) = room.iter().position(|x| !x.is_finite()) {
-                return Err(ActError::NotFinite { index, value: room.get(index).copied().unwrap_or(f32::NAN) });
+            if !feed.room.set_f32(observation.get(feed.start..feed.end).unwrap_or_default()) {
+                return Err(ActError::Observation { input: feed.name.clone() });
             }
-            action.iter_mut().zip(room).for_each(|(to, &from)| *to = from);
+        }
+        let inputs: Vec<TensorView<'_>> = self.feeds.iter().map(|feed| feed.room.view()).collect();
+        let mut outputs: Vec<TensorViewMut<'_>> = self.rooms.iter_mut().map(Elements::view_mut).collect();
+        self.session.run(&inputs, &mut outputs)?;
+        if let Some(Elements::F32(found)) = self.rooms.get(self.action) {
+            if let Some((index, &value)) = found.iter().enumerate().find(|(_, x)| !x.is_finite()) {
+                return Err(ActError::NotFinite { index, value });
+            }
+            action.iter_mut().zip(found).for_each(|(to, &from)| *to = from);
         }
         Ok(())
     }
 }
 
-impl Feed {
-    fn convert(&mut self, observation: &[f32]) {
-        let numbers = observation.get(self.start..self.end).unwrap_or_default();
-        match self.storage {
-            Storage::U8 => {
-                self.bytes.clear();
-                self.bytes.extend(numbers.iter().map(|&x| x as u8));
-            }
-            Storage::I64 => {
-                self.i64s.clear();
-                self.i64s.extend(numbers.iter().map(|&x| x as i64));
-            }
-            _ => {}
-        }
-    }
-
-    fn view<'a>(&'a self, observation: &'a [f32]) -> TensorView<'a> {
-        match self.storage {
-            Storage::U8 => TensorView::U8(&self.bytes),
-            Storage::I64 => TensorView::I64(&self.i64s),
-            _ => TensorView::F32(observation.get(self.start..self.end).unwrap_or_default()),
-        }
-    }
+fn room(port: &PortInfo) -> Result<Elements, WiringError> {
+    Elements::zeros(port).ok_or_else(|| WiringError::Codes { name: port.name.clone(), storage: port.storage })
 }
 
 /// The output that is the action: the one of this name, or the only one.
@@ -226,7 +198,7 @@ fn feed(port: &PortInfo, only_input: bool, hello: &Hello, wiring: &Wiring) -> Re
     }
     let start: usize = hello.observations.iter().take(index).map(super::protocol::Port::elements).sum();
     let end = start + observation.elements();
-    Ok(Feed { start, end, storage: port.storage, bytes: Vec::new(), i64s: Vec::new() })
+    Ok(Feed { name: port.name.clone(), start, end, room: room(port)? })
 }
 
 fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {

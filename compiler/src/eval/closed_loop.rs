@@ -372,7 +372,7 @@ mod tests {
         assert_eq!((pair.policy.info[0], pair.policy.action_change), (6.0, 1.0));
         // The other policy would have done twice as much: errors 0, 1, 2, 3, 4.
         let error = pair.policy.error.unwrap();
-        assert_eq!(error.iter().map(ActionError::n).collect::<Vec<_>>(), [2, 1, 1, 1]);
+        assert_eq!(error.iter().map(ActionError::n_elements).collect::<Vec<_>>(), [2, 1, 1, 1]);
         assert_eq!((error[0].mse(), error[3].mse()), (0.5, 16.0));
         assert_eq!(outcome.pairs[7].policy.success, Some(false));
     }

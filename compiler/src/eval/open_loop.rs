@@ -4,14 +4,17 @@
 //! The states are the expert's, so errors do not feed back; what shows is where
 //! in an episode they are large (quarters) and whether they add up (bias).
 
-use qail_runtime::{RunError, Session, Storage, TensorView, TensorViewMut};
+use qail_runtime::{PortInfo, RunError, Session, Storage, TensorView, TensorViewMut};
 use serde::Serialize;
 
 use super::{
     actor::action_output,
     metrics::{ActionError, ErrorSummary},
 };
-use crate::data::{DataError, Demos, StepReader};
+use crate::{
+    data::{DataError, Demos, StepReader},
+    elements::Elements,
+};
 
 /// Why a policy cannot be compared on recorded states.
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +34,8 @@ pub enum OpenLoopError {
     /// The two policies have different inputs or outputs.
     #[error("{0}")]
     Different(String),
-    /// Only float inputs and outputs can be compared.
-    #[error("`{name}` holds {storage:?}, and only F32 inputs and outputs are compared")]
+    /// Codes are not handed over.
+    #[error("`{name}` holds codes of type {storage:?}")]
     Type {
         /// The input or output.
         name: String,
@@ -86,13 +89,13 @@ impl Sums {
         }
     }
 
-    fn add(&mut self, actual: &[f32], target: &[f32], quarter: usize) {
-        self.all.add(actual, target);
-        for ((sum, y), t) in self.elements.iter_mut().zip(actual).zip(target) {
-            sum.add(std::slice::from_ref(y), std::slice::from_ref(t));
+    fn add(&mut self, actual: &[f64], target: &[f64], quarter: usize) {
+        self.all.add_numbers(actual.iter().copied(), target.iter().copied());
+        for ((sum, &y), &t) in self.elements.iter_mut().zip(actual).zip(target) {
+            sum.add_numbers([y], [t]);
         }
         if let Some(sum) = self.quarters.get_mut(quarter) {
-            sum.add(actual, target);
+            sum.add_numbers(actual.iter().copied(), target.iter().copied());
         }
     }
 
@@ -100,8 +103,8 @@ impl Sums {
         OutputErrors {
             output: output.to_owned(),
             against,
-            all: self.all.summary(),
-            elements: self.elements.iter().map(ActionError::summary).collect(),
+            all: (&self.all).into(),
+            elements: self.elements.iter().map(ErrorSummary::from).collect(),
             quarters: self.quarters.map(|sum| sum.mse()),
         }
     }
@@ -110,27 +113,24 @@ impl Sums {
 /// A session with room for its outputs.
 struct Runner<'a> {
     session: &'a mut Session,
-    rooms: Vec<Vec<f32>>,
+    rooms: Vec<Elements>,
 }
 
 impl<'a> Runner<'a> {
     fn new(session: &'a mut Session) -> Result<Self, OpenLoopError> {
-        let ports = session.inputs().iter().chain(session.outputs());
-        if let Some(port) = ports.into_iter().find(|port| port.storage != Storage::F32) {
-            return Err(OpenLoopError::Type { name: port.name.clone(), storage: port.storage });
-        }
-        let rooms = session.outputs().iter().map(|port| vec![0.0; port.elements()]).collect();
+        let rooms = session.outputs().iter().map(room).collect::<Result<_, _>>()?;
         Ok(Self { session, rooms })
     }
 
-    fn run(&mut self, inputs: &[TensorView<'_>], step: usize) -> Result<(), OpenLoopError> {
-        let mut outputs: Vec<TensorViewMut<'_>> = self.rooms.iter_mut().map(|room| TensorViewMut::F32(room)).collect();
-        self.session.run(inputs, &mut outputs).map_err(|source| OpenLoopError::Run { step, source })
+    fn run(&mut self, inputs: &[TensorView<'_>], step: usize) -> Result<Vec<Vec<f64>>, OpenLoopError> {
+        let mut outputs: Vec<TensorViewMut<'_>> = self.rooms.iter_mut().map(Elements::view_mut).collect();
+        self.session.run(inputs, &mut outputs).map_err(|source| OpenLoopError::Run { step, source })?;
+        Ok(self.rooms.iter().map(Elements::to_f64).collect())
     }
+}
 
-    fn output(&self, index: usize) -> &[f32] {
-        self.rooms.get(index).map(Vec::as_slice).unwrap_or_default()
-    }
+fn room(port: &PortInfo) -> Result<Elements, OpenLoopError> {
+    Elements::zeros(port).ok_or_else(|| OpenLoopError::Type { name: port.name.clone(), storage: port.storage })
 }
 
 /// Runs the policy, and the teacher if there is one, over all steps.
@@ -153,43 +153,43 @@ pub fn open_loop(
     };
     let fits = |index: &usize| {
         let recorded = demos.actions().map(|field| field.info.row_len());
-        recorded.is_some() && outputs.get(*index).map(qail_runtime::PortInfo::elements) == recorded
+        recorded.is_some() && outputs.get(*index).map(PortInfo::elements) == recorded
     };
     let expert = action_output(&outputs, action.unwrap_or("action")).filter(fits);
     if twins.is_empty() && expert.is_none() {
         return Err(OpenLoopError::Nothing);
     }
+    let mut given = policy.inputs().iter().map(room).collect::<Result<Vec<_>, _>>()?;
     let mut policy = Runner::new(policy)?;
     let mut teacher = teacher.map(Runner::new).transpose()?;
     let mut against_teacher: Vec<Sums> = policy.rooms.iter().map(|room| Sums::new(room.len())).collect();
-    let mut against_expert = Sums::new(expert.map_or(0, |index| policy.output(index).len()));
+    let mut against_expert = Sums::new(expert.and_then(|index| outputs.get(index)).map_or(0, PortInfo::elements));
     let mut streams: Vec<StepReader> =
         demos.observations().iter().map(|field| demos.stream(field)).collect::<Result<_, _>>()?;
     let mut actions = match (demos.actions(), expert) {
-        (Some(field), Some(_)) => Some(demos.stream(field)?),
+        (Some(field), Some(index)) => Some((demos.stream(field)?, index)),
         _ => None,
     };
-    let mut rows: Vec<Vec<f32>> = vec![Vec::new(); streams.len()];
     let mut wanted = Vec::new();
     for episode in demos.episodes() {
         for step in episode.clone() {
-            for (stream, row) in streams.iter_mut().zip(&mut rows) {
-                row.clear();
-                stream.next(1, row)?;
+            for (stream, given) in streams.iter_mut().zip(&mut given) {
+                given.read(stream)?;
             }
             let quarter = 4 * (step - episode.start) / episode.len().max(1);
-            let inputs: Vec<TensorView<'_>> = rows.iter().map(|row| TensorView::F32(row)).collect();
-            policy.run(&inputs, step)?;
+            let inputs: Vec<TensorView<'_>> = given.iter().map(Elements::view).collect();
+            let found = policy.run(&inputs, step)?;
             if let Some(teacher) = &mut teacher {
-                teacher.run(&inputs, step)?;
-                for ((index, &twin), sums) in twins.iter().enumerate().zip(&mut against_teacher) {
-                    sums.add(policy.output(index), teacher.output(twin), quarter);
+                let target = teacher.run(&inputs, step)?;
+                for ((found, &twin), sums) in found.iter().zip(&twins).zip(&mut against_teacher) {
+                    sums.add(found, target.get(twin).map(Vec::as_slice).unwrap_or_default(), quarter);
                 }
             }
-            if let (Some(actions), Some(index)) = (&mut actions, expert) {
+            if let Some((actions, index)) = &mut actions {
                 wanted.clear();
                 actions.next(1, &mut wanted)?;
-                against_expert.add(policy.output(index), &wanted, quarter);
+                let wanted: Vec<f64> = wanted.iter().map(|&x| x.into()).collect();
+                against_expert.add(found.get(*index).map(Vec::as_slice).unwrap_or_default(), &wanted, quarter);
             }
             progress(step + 1);
         }
@@ -207,7 +207,7 @@ pub fn open_loop(
 /// For each output of the policy the same one of the teacher. The inputs are
 /// the same in the same order.
 fn twins(policy: &Session, teacher: &Session) -> Result<Vec<usize>, OpenLoopError> {
-    let shapes = |ports: &[qail_runtime::PortInfo]| -> Vec<(String, usize)> {
+    let shapes = |ports: &[PortInfo]| -> Vec<(String, usize)> {
         ports.iter().map(|port| (port.name.clone(), port.elements())).collect()
     };
     let (ours, theirs) = (shapes(policy.inputs()), shapes(teacher.inputs()));

@@ -65,6 +65,14 @@ pub enum EnvError {
         /// The last lines of its stderr.
         stderr: String,
     },
+    /// The process says that it cannot.
+    #[error("the environment says: {message}{stderr}")]
+    Refused {
+        /// What it says.
+        message: String,
+        /// The last lines of its stderr.
+        stderr: String,
+    },
     /// The pipe cannot be read.
     #[error("cannot talk to the environment")]
     Pipe(#[source] std::io::Error),
@@ -214,7 +222,11 @@ impl EnvProcess {
     fn broke(&mut self, source: ProtocolError) -> EnvError {
         // Stderr is a pipe of its own and may lag behind.
         self.end();
-        EnvError::Protocol { source, stderr: self.stderr.text() }
+        let stderr = self.stderr.text();
+        match source {
+            ProtocolError::Refused(message) => EnvError::Refused { message, stderr },
+            source => EnvError::Protocol { source, stderr },
+        }
     }
 
     fn ended(&mut self) -> EnvError {

@@ -143,7 +143,8 @@ impl LoopReport {
     /// The report as a table for a terminal.
     pub fn render(&self) -> String {
         let last = self.first_seed.saturating_add(self.episodes_asked).saturating_sub(1);
-        let mut text = format!("{}: {} episodes, seeds {} to {last}", self.environment, self.episodes, self.first_seed);
+        let mut text =
+            format!("{}: {}, seeds {} to {last}", self.environment, plural(self.episodes, "episode"), self.first_seed);
         if (self.episodes as u64) < self.episodes_asked {
             let _ = write!(text, "; PARTIAL: {} were asked for", self.episodes_asked);
         }
@@ -176,7 +177,8 @@ impl Comparison {
                 let _ = writeln!(text, "retention of the {}: {}", self.measure.name(), interval(Some(retention)));
             }
             None => {
-                let _ = writeln!(text, "retention: none, the other policy is not above the floor");
+                let _ =
+                    writeln!(text, "retention of the {}: none, the other policy is worth nothing", self.measure.name());
             }
         }
         let [a, b, c, d] = self.visited_quarters;
@@ -232,7 +234,7 @@ fn compare(policy: &[&Episode], against: &[&Episode], measure: Measure, seed: u6
         difference_median: stats::bootstrap_difference(&a, &b, Statistic::Median, seed),
         measure,
         retention,
-        visited: all.summary(),
+        visited: (&all).into(),
         visited_quarters: quarters.map(|quarter| quarter.mse()),
     }
 }
@@ -275,6 +277,11 @@ fn interval(interval: Option<Interval>) -> String {
     interval.map_or("-".to_owned(), |Interval { estimate, lower, upper }| {
         format!("{} [{}, {}]", figure(estimate), figure(lower), figure(upper))
     })
+}
+
+/// `1 episode`, `2 episodes`.
+pub fn plural(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Four digits, or all before the point.

@@ -120,10 +120,10 @@ pub fn quantile(ascending: &[f64], p: f64) -> f64 {
 }
 
 /// Bootstrap of any statistic of `n` episodes, given as a function of the
-/// episodes drawn. None if the estimate, or more than 2.5 % of the resamples,
-/// have no value.
+/// episodes drawn. None for fewer than two episodes, and if the estimate, or
+/// more than 2.5 % of the resamples, have no value.
 fn bootstrap_of(n: usize, seed: u64, mut statistic: impl FnMut(&[usize]) -> Option<f64>) -> Option<Interval> {
-    if n == 0 {
+    if n < 2 {
         return None;
     }
     let mut drawn: Vec<usize> = (0..n).collect();

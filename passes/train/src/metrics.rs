@@ -27,11 +27,7 @@ impl ActionError {
     }
 
     /// The same for numbers of any type.
-    pub fn add_numbers(
-        &mut self,
-        actions: impl IntoIterator<Item = f64>,
-        reference: impl IntoIterator<Item = f64>,
-    ) {
+    pub fn add_numbers(&mut self, actions: impl IntoIterator<Item = f64>, reference: impl IntoIterator<Item = f64>) {
         for (a, r) in actions.into_iter().zip(reference) {
             let difference = a - r;
             self.squares += difference * difference;

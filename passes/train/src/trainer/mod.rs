@@ -174,7 +174,11 @@ pub trait Watch {
         false
     }
     /// Keeps a state; training goes on from there if it is cut.
-    fn save(&mut self, state: &State, parameters: &[Parameter]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    fn save(
+        &mut self,
+        state: &State,
+        parameters: &[Parameter],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let _ = (state, parameters);
         Ok(())
     }
