@@ -188,7 +188,7 @@ fn load(path: &Path, args: &Args, terminal: &Terminal) -> Result<Source, Failure
             seed: 0,
             training: None,
         };
-        let mut watcher = Watcher::new(terminal, None);
+        let mut watcher = Watcher::new(terminal, None, None);
         let built = pipeline::compile(path, &options, &mut watcher);
         watcher.finish()?;
         built.map_err(|error| super::failure::of_pipeline(&context, &error))?.bytes.into()
