@@ -8,4 +8,5 @@ pub mod export;
 pub mod files;
 pub mod frontend;
 pub mod pipeline;
+pub mod policy;
 pub mod report;

@@ -207,7 +207,7 @@ fn a_nan_names_its_step() {
     let error = demos.read(&demos.observations()[0], 1..3).unwrap_err();
     assert_eq!(
         message(error, &path),
-        "`nan.npz`: array `observations` has NaN at row 2, column 1; remove that step or repair the recording"
+        "`nan.npz`: array `observations` has NaN at row 2, column 1, which is step 2 of episode 0; remove that step or repair the recording"
     );
 }
 

@@ -54,6 +54,7 @@ fn compile(case: &Case, precision: Precision, edge_bits: u8) -> Built {
         map: DemoMap::default(),
         n_calibration: 512,
         seed: 0,
+        policy: qailc::policy::Policy::default(),
         training: None,
     };
     pipeline::compile(&fixture(case.model), &options, &mut Silent).unwrap()

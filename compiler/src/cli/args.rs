@@ -10,10 +10,12 @@ use qail_train::{
     options::{Method, TrainOptions, parse_distance},
 };
 
+use super::{Exit, Failure};
 use crate::{
     data::DemoMap,
     frontend::ImportOptions,
-    pipeline::{BuildOptions, HeadChoice, HeadKind, Training},
+    pipeline::{BuildOptions, HeadKind, Training},
+    policy::{self, Policy, PolicyError},
 };
 
 /// A model and how to read it.
@@ -27,6 +29,12 @@ pub(super) struct ModelArgs {
     /// Outputs to keep, by name. Default: all of them.
     #[arg(long = "output", value_name = "NAME")]
     pub(super) outputs: Vec<String>,
+    /// What the ONNX file cannot say: head, bounds, arrays. Default: policy.toml beside the model, if there is one.
+    #[arg(long, value_name = "FILE")]
+    pub(super) policy: Option<PathBuf>,
+    /// Which output of the model is the action, where it has several.
+    #[arg(long, value_name = "NAME")]
+    action_output: Option<String>,
 }
 
 /// Recorded observations.
@@ -62,6 +70,22 @@ impl DataArgs {
 }
 
 impl ModelArgs {
+    /// What the model file does not say: a file, then flags, which win.
+    fn policy(&self) -> Result<Policy, Failure> {
+        let mut policy = match policy::find(self.policy.as_deref(), &self.model) {
+            Some(path) => Policy::read(&path).map_err(|error| {
+                let exit = if matches!(error, PolicyError::Later { .. }) { Exit::Unsupported } else { Exit::InvalidInput };
+                Failure::new(exit, format!("cannot use `{}`", path.display()), &error)
+            })?,
+            None => Policy::default(),
+        };
+        if let Some(output) = &self.action_output {
+            let part = if policy.head.kind == Some(HeadKind::Gaussian) { "mean" } else { "action" };
+            policy.head.outputs.insert(part.to_owned(), output.clone());
+        }
+        Ok(policy)
+    }
+
     /// How to read the model.
     pub(super) fn import_options(&self) -> ImportOptions {
         ImportOptions {
@@ -92,10 +116,15 @@ fn parse_observer(text: &str) -> Result<Observer, &'static str> {
     text.parse().map_err(|()| "accepted are mse, min-max, percentile and percentile:P with P from 50 to 100")
 }
 
-/// The options of a build from the flags of a command.
-pub(super) fn build_options(model: &ModelArgs, data: &DataArgs, quant: &QuantArgs) -> BuildOptions {
+/// The options of a build from the flags of a command and from `policy.toml`.
+pub(super) fn build_options(model: &ModelArgs, data: &DataArgs, quant: &QuantArgs) -> Result<BuildOptions, Failure> {
     let n_calibration = data.n_calibration();
-    BuildOptions {
+    let policy = model.policy()?;
+    let mut map = data.mapping();
+    for (input, key) in &policy.map {
+        map.inputs.entry(input.clone()).or_insert_with(|| key.clone());
+    }
+    Ok(BuildOptions {
         import: model.import_options(),
         passes: PipelineOptions {
             edge_bits: quant.edge_bits,
@@ -103,11 +132,12 @@ pub(super) fn build_options(model: &ModelArgs, data: &DataArgs, quant: &QuantArg
             ..PipelineOptions::new(quant.bits.unwrap_or(Precision::W4A4))
         },
         demos: data.demos.clone(),
-        map: data.mapping(),
+        map,
         n_calibration,
         seed: quant.seed,
+        policy,
         training: None,
-    }
+    })
 }
 
 /// How to train.
@@ -157,23 +187,11 @@ pub(super) struct TrainArgs {
     /// Stop training after so many seconds and keep the best. The result then depends on the clock.
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     pub(super) time_budget: Option<f64>,
-    /// Which output of the model is the action, where it has several.
-    #[arg(long, value_name = "NAME")]
-    action_output: Option<String>,
-    /// What the ONNX file cannot say. Default: policy.toml beside the model, if there is one.
-    #[arg(long, value_name = "FILE")]
-    pub(super) policy: Option<PathBuf>,
 }
 
 impl TrainArgs {
-    /// How to train. What the user said about the policy in a file gives way to flags.
-    pub(super) fn training(&self, head: Option<&HeadChoice>, cache_dir: Option<PathBuf>) -> Training {
-        let mut head = head.cloned().unwrap_or_default();
-        if let Some(output) = &self.action_output {
-            let kind = head.kind.filter(|kind| *kind == HeadKind::Gaussian);
-            let part = if kind.is_some() { "mean" } else { "action" };
-            head.outputs.insert(part.to_owned(), output.clone());
-        }
+    /// How to train.
+    pub(super) fn training(&self, cache_dir: Option<PathBuf>) -> Training {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(16);
         Training {
             method: self.method,
@@ -191,7 +209,6 @@ impl TrainArgs {
                 evaluate_every: self.eval_every,
                 ..TrainOptions::default()
             },
-            head,
             threads: self.threads.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(cores),
             cache_dir,
             save: None,

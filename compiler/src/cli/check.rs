@@ -25,7 +25,7 @@ pub(super) struct Args {
 /// Runs the subcommand.
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let model = args.model.model.display();
-    let options = build_options(&args.model, &DataArgs::none(), &args.quant);
+    let options = build_options(&args.model, &DataArgs::none(), &args.quant)?;
     match pipeline::check(&args.model.model, &options) {
         Ok(checked) => {
             let (precision, layers) = (&checked.precision, &checked.layers);

@@ -85,8 +85,8 @@ fn not_written(path: &Path, error: &(dyn std::error::Error + 'static)) -> Failur
 }
 
 fn compile_model(args: &Args, watcher: &mut Watcher<'_>) -> Result<Result<Built, PipelineError>, Failure> {
-    let options = build_options(&args.model, &args.data, &args.quant);
-    let training = args.train.training(None, args.cache_dir.clone());
+    let options = build_options(&args.model, &args.data, &args.quant)?;
+    let training = args.train.training(args.cache_dir.clone());
     let options = BuildOptions { training: Some(training), ..options };
     Ok(pipeline::compile(&args.model.model, &options, watcher))
 }
@@ -103,7 +103,7 @@ fn refuse_flags(args: &Args) -> Result<(), Failure> {
         ("--bits", args.quant.bits.is_some()),
         ("--demos", args.data.demos.is_some()),
         ("--method", args.train.method.is_some()),
-        ("--policy", args.train.policy.is_some()),
+        ("--policy", args.model.policy.is_some()),
         ("--dim", !args.model.dims.is_empty()),
         ("--output", !args.model.outputs.is_empty()),
     ];

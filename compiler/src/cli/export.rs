@@ -44,7 +44,7 @@ enum Format {
 
 /// Runs the subcommand.
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
-    let options = build_options(&args.model, &args.data, &args.quant);
+    let options = build_options(&args.model, &args.data, &args.quant)?;
     let context = format!("cannot export `{}`", args.model.model.display());
     if args.output == args.model.model {
         return Err(

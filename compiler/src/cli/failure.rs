@@ -143,7 +143,7 @@ fn exit_of_pipeline(error: &PipelineError) -> Exit {
             _ => Exit::Unsupported,
         },
         PipelineError::Interp(_) | PipelineError::Output(_) | PipelineError::Resume { .. } => Exit::InvalidInput,
-        PipelineError::Head { .. } | PipelineError::Method { .. } => Exit::Usage,
+        PipelineError::Head { .. } | PipelineError::Method { .. } | PipelineError::Bounds { .. } => Exit::Usage,
         PipelineError::Train(error) => exit_of_training(error),
         PipelineError::Checkpoint { source, .. } => match **source {
             CheckpointError::Foreign => Exit::InvalidInput,
@@ -183,7 +183,8 @@ fn exit_of_import(error: &ImportError) -> Exit {
     }
 }
 
-fn exit_of_data(error: &DataError) -> Exit {
+/// Exit code of a recording that cannot be used.
+pub(super) fn exit_of_data(error: &DataError) -> Exit {
     match error {
         DataError::Missing { .. } => Exit::Usage,
         _ => Exit::InvalidInput,

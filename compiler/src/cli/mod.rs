@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod check;
 mod compile;
+mod data;
 mod devices;
 mod eval;
 mod export;
@@ -57,6 +58,8 @@ enum Command {
     Eval(eval::Args),
     /// Shows what is inside an artifact, after checking it.
     Inspect(inspect::Args),
+    /// Looks into recordings.
+    Data(data::Args),
     /// Runs passes over a model or a `.qir` file and prints the graph.
     Opt(opt::Args),
     /// Writes the quantized model as ONNX that other engines can check.
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::main(&args, &terminal),
         Command::Eval(args) => eval::main(&args, &terminal),
         Command::Inspect(args) => inspect::main(&args, &terminal),
+        Command::Data(args) => data::main(&args, &terminal),
         Command::Opt(args) => opt::main(&args, &terminal),
         Command::Export(args) => export::main(&args, &terminal),
         Command::Devices => devices::main(&terminal),

@@ -44,9 +44,9 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         );
     }
     let context = format!("cannot train `{}`", args.model.model.display());
-    let mut training = args.train.training(None, None);
+    let mut training = args.train.training(None);
     training.save = Some(Save { path: path.clone(), every: args.save_every, resume: args.resume });
-    let options = build_options(&args.model, &args.data, &args.quant);
+    let options = build_options(&args.model, &args.data, &args.quant)?;
     let options = BuildOptions { training: Some(training), ..options };
     let mut watcher = Watcher::new(terminal, None, args.train.time_budget);
     let trained = pipeline::train(&args.model.model, &options, &mut watcher);

@@ -116,7 +116,8 @@ impl Demos {
     /// infinite numbers are errors that name the step.
     pub fn stream(&self, field: &Field) -> Result<StepReader, DataError> {
         let rows = self.npz.rows(&field.key)?;
-        Ok(StepReader { rows, path: self.npz.path().to_owned(), key: field.key.clone() })
+        let (path, key) = (self.npz.path().to_owned(), field.key.clone());
+        Ok(StepReader { rows, path, key, episodes: self.episodes.clone() })
     }
 
     /// Steps `steps` of one array, row after row, checked like [`Demos::stream`].
@@ -139,6 +140,7 @@ pub struct StepReader {
     rows: RowReader,
     path: std::path::PathBuf,
     key: String,
+    episodes: Vec<Range<usize>>,
 }
 
 impl StepReader {
@@ -151,10 +153,15 @@ impl StepReader {
             None => Ok(n),
             Some(at) => {
                 let row_len = self.rows.info().row_len().max(1);
+                let row = first_row + at / row_len;
+                let found = self.episodes.iter().enumerate().find(|(_, steps)| steps.contains(&row));
+                let (episode, start) = found.map_or((0, 0), |(episode, steps)| (episode, steps.start));
                 Err(DataError::NotFinite {
                     path: self.path.clone(),
                     key: self.key.clone(),
-                    row: first_row + at / row_len,
+                    row,
+                    episode,
+                    step: row - start,
                     column: at % row_len,
                     value: fresh.get(at).copied().unwrap_or(f32::NAN).into(),
                 })

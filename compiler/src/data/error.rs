@@ -132,7 +132,8 @@ pub enum DataError {
     },
     /// NaN or an infinite number.
     #[error(
-        "`{}`: array `{key}` has {value} at row {row}, column {column}; remove that step or repair the recording",
+        "`{}`: array `{key}` has {value} at row {row}, column {column}, which is step {step} of episode {episode}; \
+         remove that step or repair the recording",
         path.display()
     )]
     NotFinite {
@@ -140,6 +141,10 @@ pub enum DataError {
         path: PathBuf,
         /// The array.
         key: String,
+        /// Episode of the row, from 0.
+        episode: usize,
+        /// Step within the episode, from 0.
+        step: usize,
         /// First such row.
         row: usize,
         /// Column within the row, counted over all its elements.

@@ -33,6 +33,20 @@ pub enum NumberType {
 }
 
 impl NumberType {
+    /// Name as numpy prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bool => "bool",
+            Self::U8 => "uint8",
+            Self::I8 => "int8",
+            Self::I16 => "int16",
+            Self::I32 => "int32",
+            Self::I64 => "int64",
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+        }
+    }
+
     /// Bytes of one element.
     pub fn size_bytes(self) -> usize {
         match self {

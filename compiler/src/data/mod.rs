@@ -13,6 +13,7 @@ mod error;
 mod header;
 mod npz;
 mod rows;
+mod summary;
 mod write;
 mod zip;
 
@@ -21,4 +22,5 @@ pub use error::DataError;
 pub use header::{ArrayInfo, NumberType};
 pub use npz::Npz;
 pub use rows::RowReader;
+pub use summary::{ArraySummary, Column, Episodes, Summary};
 pub use write::{Element, NpzWriter, write_npz};

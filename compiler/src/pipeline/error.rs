@@ -53,12 +53,22 @@ pub enum PipelineError {
     #[error(transparent)]
     Interp(#[from] InterpError),
     /// The head does not fit the model or the data.
-    #[error("{what}; the outputs are {outputs}; say which with --action-output or in policy.toml")]
+    #[error("{what}; the outputs are {outputs}; name the action with --action-output, or the head in policy.toml")]
     Head {
         /// What does not fit.
         what: String,
         /// Outputs of floats, with their lengths.
         outputs: String,
+    },
+    /// Another number of bounds than of actions.
+    #[error("output `{output}` has {n} actions, but policy.toml has {found} pairs of bounds; give one pair, or {n}")]
+    Bounds {
+        /// The output.
+        output: String,
+        /// Its actions.
+        n: usize,
+        /// Pairs of bounds.
+        found: usize,
     },
     /// The method cannot be used here.
     #[error("method {method} cannot be used: {why}")]

@@ -67,13 +67,13 @@ pub(super) fn resolve(
     let among = |known: &[&str]| known.iter().find(|name| lens.contains_key(**name)).map(|name| (*name).to_owned());
     let mean = named("mean")?;
     let log_std = named("log_std")?;
-    let action = named("action")?;
+    let named_action = named("action")?;
     let kind = choice.kind.or_else(|| log_std.is_some().then_some(HeadKind::Gaussian));
     let guessed_pair = among(&MEANS).zip(among(&LOG_STDS));
     let same_len = |(a, b): &(String, String)| lens.get(a.as_str()) == lens.get(b.as_str());
     let is_gaussian = match kind {
         Some(kind) => kind == HeadKind::Gaussian,
-        None => action.is_none() && guessed_pair.as_ref().is_some_and(same_len),
+        None => named_action.is_none() && guessed_pair.as_ref().is_some_and(same_len),
     };
     let (head, guess) = if is_gaussian {
         let mean =
@@ -88,7 +88,7 @@ pub(super) fn resolve(
     } else {
         let fitting: Vec<&str> =
             lens.iter().filter(|(_, n)| n_actions.is_none_or(|n_actions| **n == n_actions)).map(|(n, _)| *n).collect();
-        let output = match (action.or(mean), &fitting[..]) {
+        let output = match (named_action.or(mean), &fitting[..]) {
             (Some(named), _) => (named, false),
             (None, _) if lens.len() == 1 => (lens.keys().map(|name| (*name).to_owned()).collect(), false),
             (None, [only]) => ((*only).to_owned(), true),
@@ -100,16 +100,21 @@ pub(super) fn resolve(
         let note = format!("output `{}` is taken to be the action", output.0);
         (Head::Deterministic { output: output.0 }, output.1.then_some(note))
     };
-    let (action, n) = match &head {
-        Head::Deterministic { output } => (output, lens.get(output.as_str())),
-        Head::Gaussian { mean, .. } => (mean, lens.get(mean.as_str())),
-    };
-    match (n, n_actions) {
+    let name = action(&head);
+    match (lens.get(name), n_actions) {
         (Some(&n), Some(n_actions)) if n != n_actions => {
-            Err(wrong(format!("output `{action}` has {n} numbers, but a recorded action has {n_actions}")))
+            Err(wrong(format!("output `{name}` has {n} numbers, but a recorded action has {n_actions}")))
         }
-        (Some(0), _) => Err(wrong(format!("output `{action}` is empty"))),
+        (Some(0), _) => Err(wrong(format!("output `{name}` is empty"))),
         _ => Ok((head, guess)),
+    }
+}
+
+/// The output that is the action.
+pub(super) fn action(head: &Head) -> &str {
+    match head {
+        Head::Deterministic { output } => output,
+        Head::Gaussian { mean, .. } => mean,
     }
 }
 

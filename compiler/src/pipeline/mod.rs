@@ -8,6 +8,7 @@
 //! Without training, `ptq`, the passes run in one go and round with more care.
 //! Nothing here prints or reads the clock: progress goes to an [`Observer`].
 
+mod bounds;
 mod demonstrations;
 mod error;
 mod head;
@@ -30,6 +31,7 @@ use qail_passes::{
 };
 use qail_runtime::{DeviceSpec, PortInfo, Session, TensorView, TensorViewMut};
 use qail_train::{
+    Head,
     options::Method,
     trainer::{Evaluation, StepReport},
 };
@@ -45,6 +47,7 @@ use crate::{
     eval::metrics::ActionError,
     files::sha256_of,
     frontend::{self, ImportOptions},
+    policy::Policy,
     report::OutputError,
 };
 
@@ -66,6 +69,8 @@ pub struct BuildOptions {
     pub n_calibration: usize,
     /// Seed of everything random.
     pub seed: u64,
+    /// What the model file does not say.
+    pub policy: Policy,
     /// How to train; `None` for post-training quantization alone.
     pub training: Option<Training>,
 }
@@ -118,6 +123,7 @@ pub struct Quantized {
     pub precision: String,
     /// Name of the model.
     name: String,
+    control_rate_hz: f64,
     provenance: Provenance,
     /// Figures that training measured on the artifact.
     evaluation: BTreeMap<String, f64>,
@@ -154,6 +160,12 @@ impl Opened {
         Ok(method)
     }
 
+    /// Which outputs are the action; a note if that was guessed.
+    fn head(&self, options: &BuildOptions) -> Result<(Head, Option<String>), PipelineError> {
+        let n_actions = self.demos.as_ref().and_then(Demos::actions).map(|field| field.info.row_len());
+        head::resolve(&self.teacher, &options.policy.head, n_actions)
+    }
+
     fn samples(&self) -> Option<&dyn Samples> {
         self.demonstrations.as_ref().map(|demonstrations| &demonstrations.calibration as &dyn Samples)
     }
@@ -181,6 +193,10 @@ fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
         let failed = |source| PipelineError::Read { path: path.clone(), source };
         opened.data_sha256 = sha256_of(path).map_err(failed)?;
         (opened.demos, opened.demonstrations) = (Some(demos), Some(read));
+    }
+    if !options.policy.bounds.is_empty() {
+        let (head, _) = opened.head(options)?;
+        bounds::clip(&mut opened.teacher, head::action(&head), &options.policy.bounds)?;
     }
     Ok(opened)
 }
@@ -223,6 +239,7 @@ pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observe
         demonstrations: opened.demonstrations,
         precision: options.passes.effective(),
         name: opened.name,
+        control_rate_hz: options.policy.control_rate_hz.unwrap_or(0.0),
         provenance,
         evaluation: BTreeMap::new(),
     })
@@ -335,6 +352,7 @@ fn build(quantized: Quantized, observer: &mut dyn Observer) -> Result<Built, Pip
     manifest.layers = layers::layers(&quantized.graph, quantized.lowering.as_ref());
     manifest.provenance = Some(quantized.provenance.clone());
     manifest.evaluation = quantized.evaluation.clone();
+    manifest.control_rate_hz = quantized.control_rate_hz;
     let held_out = quantized.demonstrations.as_ref().map(|d| d.held_out.as_slice()).unwrap_or_default();
     // What was trained was measured when training ended.
     if let (Some(teacher), false, true) = (&quantized.teacher, held_out.is_empty(), quantized.evaluation.is_empty()) {
@@ -404,6 +422,8 @@ fn flags(options: &BuildOptions) -> Vec<String> {
     flags.extend(options.import.dims.iter().map(|(name, extent)| format!("dim:{name}={extent}")));
     flags.extend(options.import.outputs.iter().flatten().map(|name| format!("output={name}")));
     flags.extend(options.map.inputs.iter().map(|(input, key)| format!("map:{input}={key}")));
+    flags.extend(options.policy.bounds.iter().map(|(low, high)| format!("bounds={low:?}..{high:?}")));
+    flags.extend(options.policy.control_rate_hz.map(|rate| format!("control-rate-hz={rate:?}")));
     flags
 }
 

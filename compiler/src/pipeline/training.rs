@@ -14,7 +14,6 @@ use std::{
 use qail_artifact::schema::Provenance;
 use qail_passes::{Note, PassContext, PassManager, PipelineOptions, Precision, pipeline::finish, pipeline::prepare};
 use qail_train::{
-    batches::Rows,
     checkpoint::{Checkpoint, CheckpointError},
     options::{Method, TrainOptions},
     parameters::Parameter,
@@ -44,8 +43,6 @@ pub struct Training {
     pub method: Option<Method>,
     /// What the result depends on; its method is ignored.
     pub options: TrainOptions,
-    /// Which outputs are the action.
-    pub head: head::HeadChoice,
     /// Threads, which the result does not depend on.
     pub threads: usize,
     /// Where finished runs are looked for and kept.
@@ -151,8 +148,7 @@ pub(super) fn trained(
     let Some(demos) = &opened.demos else {
         return Err(PipelineError::NeedsData { precision: options.passes.precision });
     };
-    let n_actions = demos.actions().map(|field| field.info.row_len());
-    let (head, guess) = head::resolve(&opened.teacher, &training.head, n_actions)?;
+    let (head, guess) = opened.head(options)?;
     opened.notes.extend(guess);
     let train_options = TrainOptions { method, seed: options.seed, ..training.options.clone() };
     let facts = facts(opened, &head::head_name(&head), &train_options, options);
@@ -179,14 +175,13 @@ pub(super) fn trained(
     let rounded = prepare_graph(opened, false, options, observer)?;
     let demonstrations = opened.demonstrations.as_ref().map(|d| d.calibration.as_slice()).unwrap_or_default();
     let TrainingRows { train, held_out, .. } = rows;
-    let without_actions = |rows: Rows| if n_actions.is_some() { rows } else { Rows { actions: None, ..rows } };
     let mut trainer = Trainer::new(Setup {
         prepared: &prepared,
         fallback: Some(&rounded),
         teacher: &opened.teacher,
         head,
-        train: without_actions(train),
-        held_out: without_actions(held_out),
+        train,
+        held_out,
         samples: demonstrations.get(..N_UNIT_SAMPLES.min(demonstrations.len())).unwrap_or_default(),
         options: train_options.clone(),
         threads: training.threads,
@@ -314,6 +309,7 @@ pub(super) fn quantized(
         pass_notes,
         demonstrations: None,
         name: fact("name")?.to_owned(),
+        control_rate_hz: fact("control-rate-hz")?.parse().map_err(|_| PipelineError::Fact { name: "control-rate-hz" })?,
         precision: passes.effective(),
         provenance,
         evaluation,
@@ -352,6 +348,7 @@ fn facts(
         ("seed", options.seed.to_string()),
         ("method", train_options.method.to_string()),
         ("isa", isa().to_owned()),
+        ("control-rate-hz", format!("{:?}", options.policy.control_rate_hz.unwrap_or(0.0))),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
@@ -502,7 +499,6 @@ mod tests {
         Training {
             method,
             options: TrainOptions::default(),
-            head: head::HeadChoice::default(),
             threads: 1,
             cache_dir: None,
             save: None,

@@ -1,0 +1,314 @@
+//! `policy.toml`: what an ONNX file cannot say about a policy.
+//!
+//! ```toml
+//! [policy]
+//! head = "gaussian"                      # deterministic | gaussian
+//! outputs = { mean = "mu", log_std = "log_std" }
+//! control_rate_hz = 50
+//! [actions]
+//! bounds = [[-1, 1], [-0.5, 0.5]]        # one pair an action, or one for all
+//! [map]
+//! obs = "observation.state"              # input of the model = array of the data
+//! ```
+//! A key that is not known is refused with the nearest one that is; tables of
+//! later versions are refused by name, never skipped.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use toml::{Table, Value};
+
+use crate::pipeline::{HeadChoice, HeadKind};
+
+/// The most that is read of a file.
+const MAX_BYTES: u64 = 1 << 20;
+/// Tables and the keys that they may have; true if this version uses the key.
+const KNOWN: [(&str, &[(&str, bool)]); 6] = [
+    ("policy", &[("head", true), ("outputs", true), ("state", false), ("control_rate_hz", true)]),
+    ("chunk", &[("length", false), ("execute", false), ("ensemble", false)]),
+    ("sampler", &[("kind", false), ("steps", false)]),
+    ("observations", &[]),
+    ("actions", &[("bounds", true), ("unnormalize", false)]),
+    ("map", &[]),
+];
+/// Tables that this version uses.
+const USED: [&str; 3] = ["policy", "actions", "map"];
+/// Heads that this version does not train.
+const LATER_HEADS: [&str; 5] = ["tanh-gaussian", "beta", "mixture", "categorical", "bins"];
+
+/// What a file says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Policy {
+    /// What is known about the head.
+    pub head: HeadChoice,
+    /// Rate of the control loop in Hz.
+    pub control_rate_hz: Option<f64>,
+    /// Smallest and largest action: one pair an action, or one for all.
+    pub bounds: Vec<(f64, f64)>,
+    /// Input of the model to array of the data.
+    pub map: BTreeMap<String, String>,
+}
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The system refused.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Too large to be one.
+    #[error("`{}` has more than {MAX_BYTES} bytes", path.display())]
+    Large {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not TOML.
+    #[error("`{}` is not valid TOML", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A key that nobody knows.
+    #[error("`{}` has the key `{key}`, which is not known{}", path.display(), match nearest {
+        Some(nearest) => format!("; did you mean `{nearest}`?"),
+        None => String::new(),
+    })]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// A key that looks like it.
+        nearest: Option<String>,
+    },
+    /// A key of a later version.
+    #[error("`{}`: `{key}` is not supported by this version; leave it out if the policy works without", path.display())]
+    Later {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// A value of another kind.
+    #[error("`{}`: `{key}` must be {expected}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is accepted.
+        expected: &'static str,
+    },
+}
+
+/// The file that is meant: the one that was named, or `policy.toml` beside the
+/// model if there is one.
+pub fn find(named: Option<&Path>, model: &Path) -> Option<PathBuf> {
+    match named {
+        Some(path) => Some(path.to_owned()),
+        None => Some(model.with_file_name("policy.toml")).filter(|path| path.is_file()),
+    }
+}
+
+impl Policy {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// See [`PolicyError`].
+    pub fn read(path: &Path) -> Result<Self, PolicyError> {
+        let failed = |source| PolicyError::Read { path: path.to_owned(), source };
+        if std::fs::metadata(path).map_err(failed)?.len() > MAX_BYTES {
+            return Err(PolicyError::Large { path: path.to_owned() });
+        }
+        Self::parse(path, &std::fs::read_to_string(path).map_err(failed)?)
+    }
+
+    /// Reads a text; the path is for messages.
+    ///
+    /// # Errors
+    /// See [`PolicyError`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, PolicyError> {
+        let file = File { path };
+        let tables: Table = text
+            .parse()
+            .map_err(|source| PolicyError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+        let mut policy = Self::default();
+        for (table, content) in &tables {
+            let Some((_, keys)) = KNOWN.iter().find(|(known, _)| known == table) else {
+                return Err(file.unknown(table, KNOWN.iter().map(|(known, _)| (*known).to_owned())));
+            };
+            if !USED.contains(&table.as_str()) {
+                return Err(file.later(table));
+            }
+            let content = content.as_table().ok_or_else(|| file.wrong(table, "a table"))?;
+            for (key, value) in content {
+                let full = format!("{table}.{key}");
+                if table == "map" {
+                    policy.map.insert(key.clone(), file.text(&full, value)?);
+                    continue;
+                }
+                match keys.iter().find(|(known, _)| known == key) {
+                    None => return Err(file.unknown(&full, keys.iter().map(|(known, _)| format!("{table}.{known}")))),
+                    Some((_, false)) => return Err(file.later(&full)),
+                    Some((_, true)) => policy.take(&file, &full, value)?,
+                }
+            }
+        }
+        Ok(policy)
+    }
+
+    fn take(&mut self, file: &File<'_>, key: &str, value: &Value) -> Result<(), PolicyError> {
+        match key {
+            "policy.head" => {
+                let name = file.text(key, value)?;
+                self.head.kind = Some(match name.as_str() {
+                    "deterministic" => HeadKind::Deterministic,
+                    "gaussian" => HeadKind::Gaussian,
+                    later if LATER_HEADS.contains(&later) => return Err(file.later(&format!("head = {later}"))),
+                    _ => return Err(file.wrong(key, "deterministic or gaussian")),
+                });
+            }
+            "policy.outputs" => {
+                let outputs = value.as_table().ok_or_else(|| file.wrong(key, "a table of output names"))?;
+                for (part, name) in outputs {
+                    let full = format!("{key}.{part}");
+                    if !["action", "mean", "log_std"].contains(&part.as_str()) {
+                        let known = ["action", "mean", "log_std"].map(|part| format!("{key}.{part}"));
+                        return Err(file.unknown(&full, known.into_iter()));
+                    }
+                    self.head.outputs.insert(part.clone(), file.text(&full, name)?);
+                }
+            }
+            "policy.control_rate_hz" => {
+                let rate = number(value).filter(|rate| rate.is_finite() && *rate > 0.0);
+                self.control_rate_hz = Some(rate.ok_or_else(|| file.wrong(key, "a number above 0"))?);
+            }
+            _ => self.bounds = bounds(value).ok_or_else(|| file.wrong(key, "pairs [low, high] with low below high"))?,
+        }
+        Ok(())
+    }
+}
+
+fn number(value: &Value) -> Option<f64> {
+    value.as_float().or_else(|| value.as_integer().map(|x| x as f64))
+}
+
+fn bounds(value: &Value) -> Option<Vec<(f64, f64)>> {
+    let pairs = value.as_array()?;
+    let pair = |pair: &Value| match pair.as_array()?.as_slice() {
+        [low, high] => Some((number(low)?, number(high)?)).filter(|(low, high)| low < high),
+        _ => None,
+    };
+    pairs.iter().map(pair).collect::<Option<Vec<_>>>().filter(|pairs| !pairs.is_empty())
+}
+
+struct File<'a> {
+    path: &'a Path,
+}
+
+impl File<'_> {
+    fn text(&self, key: &str, value: &Value) -> Result<String, PolicyError> {
+        value.as_str().map(str::to_owned).ok_or_else(|| self.wrong(key, "a text in quotes"))
+    }
+
+    fn wrong(&self, key: &str, expected: &'static str) -> PolicyError {
+        PolicyError::Value { path: self.path.to_owned(), key: key.to_owned(), expected }
+    }
+
+    fn later(&self, key: &str) -> PolicyError {
+        PolicyError::Later { path: self.path.to_owned(), key: key.to_owned() }
+    }
+
+    fn unknown(&self, key: &str, known: impl Iterator<Item = String>) -> PolicyError {
+        let near = known.map(|known| (distance(key, &known), known)).min();
+        let nearest = near.filter(|(distance, known)| *distance <= known.len().div_ceil(2)).map(|(_, known)| known);
+        PolicyError::Unknown { path: self.path.to_owned(), key: key.chars().take(80).collect(), nearest }
+    }
+}
+
+/// Insertions, deletions and replacements that make one text of the other
+/// (Levenshtein 1966), of at most 80 characters.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(80).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().take(80).enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let change = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Policy, String> {
+        Policy::parse(Path::new("policy.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_known_is_read() {
+        let policy = parse(
+            "[policy]\nhead = \"gaussian\"\noutputs = { mean = \"mu\" }\ncontrol_rate_hz = 50\n\
+             [actions]\nbounds = [[-1, 1], [0, 0.5]]\n[map]\nobs = \"observation.state\"",
+        )
+        .unwrap();
+        assert_eq!(policy.head.kind, Some(HeadKind::Gaussian));
+        assert_eq!(policy.head.outputs["mean"], "mu");
+        assert_eq!(policy.control_rate_hz, Some(50.0));
+        assert_eq!(policy.bounds, [(-1.0, 1.0), (0.0, 0.5)]);
+        assert_eq!(policy.map["obs"], "observation.state");
+        assert_eq!(parse("").unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn a_slip_is_met_with_the_nearest_key() {
+        let message = parse("[policy]\nhaed = \"gaussian\"").unwrap_err();
+        assert!(message.contains("`policy.haed`") && message.contains("did you mean `policy.head`?"), "{message}");
+        assert!(parse("[polcy]").unwrap_err().contains("did you mean `policy`?"));
+        assert!(!parse("[something_else_altogether]").unwrap_err().contains("did you mean"));
+    }
+
+    #[test]
+    fn later_features_are_refused_by_name() {
+        for (text, name) in [
+            ("[chunk]\nlength = 3", "`chunk`"),
+            ("[policy]\nstate = []", "`policy.state`"),
+            ("[actions]\nunnormalize = {}", "`actions.unnormalize`"),
+            ("[policy]\nhead = \"beta\"", "`head = beta`"),
+        ] {
+            let message = parse(text).unwrap_err();
+            assert!(message.contains(name) && message.contains("not supported"), "{message}");
+        }
+    }
+
+    #[test]
+    fn values_of_another_kind_are_refused() {
+        for text in [
+            "[policy]\nhead = 3",
+            "[policy]\nhead = \"other\"",
+            "[policy]\ncontrol_rate_hz = -1",
+            "[actions]\nbounds = [[1, -1]]",
+            "[actions]\nbounds = []",
+            "[map]\nobs = 1",
+            "policy = 3",
+            "[policy",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
