@@ -127,6 +127,8 @@ fn forward_is_the_artifact(model: &str, demos: &str) {
             map: DemoMap::default(),
             n_calibration: 512,
             seed: 0,
+            policy: qailc::policy::Policy::default(),
+            training: None,
         };
         let mut trained = Trained::default();
         let quantized = pipeline::quantize(&fixture(model), &options, &mut trained).unwrap();

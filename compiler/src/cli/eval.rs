@@ -186,6 +186,7 @@ fn load(path: &Path, args: &Args, terminal: &Terminal) -> Result<Source, Failure
             map: DemoMap::default(),
             n_calibration: 0,
             seed: 0,
+            policy: crate::policy::Policy::default(),
             training: None,
         };
         let mut watcher = Watcher::new(terminal, None, None);
