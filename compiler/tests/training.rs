@@ -63,13 +63,13 @@ fn a_model_and_its_checkpoint_give_the_same_artifact() {
     let folder = TempDir::new().unwrap();
     let (model, data) = (expert(), demos());
     let base = [model.as_str(), "--demos", &data];
-    let train = |more: &[&str]| good(folder.path(), &with(&[&["train"], &base[..], more].concat(), &[]));
+    let train = |more: &[&str]| good(folder.path(), &with(&[&["train"][..], &base[..], more].concat(), &[]));
     let said = train(&["-o", "one.ckpt", "--threads", "1"]);
     assert!(said.contains("qail+qbc on w4a4+e8+o16: 120 updates"), "{said}");
     train(&["-o", "two.ckpt", "--threads", "2"]);
     assert_eq!(read(&folder, "one.ckpt"), read(&folder, "two.ckpt"), "threads change the result");
     good(folder.path(), &["compile", "one.ckpt", "-o", "one.qail"]);
-    let compile = with(&[&["compile"], &base[..]].concat(), &["-o", "two.qail"]);
+    let compile = with(&[&["compile"][..], &base[..]].concat(), &["-o", "two.qail"]);
     good(folder.path(), &compile);
     assert_eq!(read(&folder, "one.qail"), read(&folder, "two.qail"));
     let inspected = good(folder.path(), &["inspect", "one.qail", "--json"]);
@@ -89,7 +89,7 @@ fn training_leaves_less_error_than_rounding() {
     let folder = TempDir::new().unwrap();
     let (model, data) = (expert(), demos());
     let mse = |args: &[&str]| -> f64 {
-        let said = good(folder.path(), &[&["compile", &model, "--demos", &data, "--json", "-o", "a.qail"], args].concat());
+        let said = good(folder.path(), &[&["compile", &model, "--demos", &data, "--json", "-o", "a.qail"][..], args].concat());
         let report: serde_json::Value = serde_json::from_str(said.split("\nnote").next().unwrap()).unwrap();
         report["report"]["errors"][0]["mse"].as_f64().unwrap()
     };
@@ -103,7 +103,7 @@ fn a_killed_run_goes_on_and_ends_in_the_same_bytes() {
     let (model, data) = (expert(), demos());
     let long = ["--steps", "1500", "--batch", "64", "--eval-every", "100", "--save-every", "20"];
     let train = |name: &'static str, more: &[&str]| -> Vec<String> {
-        let args = [&["train", &model, "--demos", &data, "-o", name], &long[..], more].concat();
+        let args = [&["train", &model, "--demos", &data, "-o", name][..], &long[..], more].concat();
         args.into_iter().map(str::to_owned).collect()
     };
     fn refs(args: &[String]) -> Vec<&str> {
@@ -240,7 +240,7 @@ fn what_cannot_be_written_is_said_before_training() {
     // So long that a test which trained first would not end.
     let forever = ["--steps", "100000000"];
     for (command, name) in [("train", "missing/a.ckpt"), ("compile", "missing/a.qail")] {
-        let args = [&[command, &model, "--demos", &data, "-o", name], &forever[..]].concat();
+        let args = [&[command, &model, "--demos", &data, "-o", name][..], &forever[..]].concat();
         let (code, said) = bad(folder.path(), &args);
         assert!(code == 4 && said.contains("cannot write"), "{code} {said}");
     }

@@ -159,7 +159,7 @@ fn exit_of_pipeline(error: &PipelineError) -> Exit {
 
 fn exit_of_training(error: &TrainError) -> Exit {
     match error {
-        TrainError::Diverged { .. } => Exit::AccuracyGate,
+        TrainError::Diverged { .. } | TrainError::Lost { .. } => Exit::AccuracyGate,
         TrainError::Parameter(_) | TrainError::Loss(_) | TrainError::Gradient(_) | TrainError::Exec(_) => {
             Exit::Unsupported
         }

@@ -114,6 +114,15 @@ pub enum TrainError {
         /// The first parameter or gradient with NaN or an infinite number.
         constant: Option<String>,
     },
+    /// Numbers that no integer graph has.
+    #[error("training diverged at step {step}: its numbers cannot be executed any more; use a lower --lr")]
+    Lost {
+        /// Updates before it.
+        step: u64,
+        /// Which numbers.
+        #[source]
+        source: Box<TrainError>,
+    },
     /// The state is of another model or other options.
     #[error("the state to resume from does not fit: {what}")]
     State {
@@ -368,10 +377,16 @@ impl Trainer {
                 }
                 return Ok(false);
             }
-            let report = self.update()?;
+            let step = self.step;
+            // What ran once and does not run now was trained to death.
+            let lost = |error: TrainError| match error {
+                error @ TrainError::Exec(_) if step > 0 => TrainError::Lost { step, source: Box::new(error) },
+                other => other,
+            };
+            let report = self.update().map_err(lost)?;
             watch.step(&report);
             if self.step.is_multiple_of(self.options.evaluate_every.max(1)) || self.step == self.options.steps {
-                self.evaluate(watch)?;
+                self.evaluate(watch).map_err(lost)?;
                 judged = self.step;
             }
             self.offer_state(watch)?;
