@@ -9,4 +9,5 @@ pub mod files;
 pub mod frontend;
 pub mod pipeline;
 pub mod policy;
+pub mod qir;
 pub mod report;

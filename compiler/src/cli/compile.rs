@@ -9,7 +9,7 @@ use std::{
 
 use indicatif::ProgressBar;
 use qail_artifact::Artifact;
-use qail_ir::{Graph, text};
+use qail_ir::Graph;
 use qail_passes::Note;
 use qail_train::{
     checkpoint,
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     files::{check_writable, write_atomic},
     pipeline::{self, BuildOptions, Built, Demonstrations, Observer, PipelineError, Quantized},
+    qir,
     report::Report,
 };
 
@@ -175,7 +176,7 @@ impl<'a> Watcher<'a> {
             Failure::new(Exit::InvalidInput, format!("cannot write `{}`", path.display()), error)
         };
         std::fs::create_dir_all(folder).map_err(|error| fail(&error))?;
-        write_atomic(&path, text::print(graph).as_bytes()).map_err(|error| fail(&error))
+        qir::write(&path, graph).map_err(|error| fail(&error))
     }
 }
 

@@ -11,13 +11,10 @@ use super::{
     failure::{exit_of_pass, of_import},
 };
 use crate::{
-    files::write_atomic,
     frontend,
     pipeline::{self, Demonstrations},
+    qir,
 };
-
-/// Largest `.qir` file that is read.
-const MAX_TEXT_BYTES: u64 = 64 << 20;
 
 /// Flags of the subcommand.
 #[derive(Debug, clap::Args)]
@@ -29,7 +26,8 @@ pub(super) struct Args {
     /// Passes, in order: `fold-normalizer,insert-fake-quant(bits=w4a4)`.
     #[arg(long, default_value = "", value_name = "A,B(OPTION=VALUE)")]
     passes: String,
-    /// Where to write the graph. Default: the terminal.
+    /// Where to write the graph; long constants go to a file beside it, with
+    /// `.weights` behind its name. Default: the terminal, without them.
     #[arg(long = "out", short = 'o', value_name = "FILE.qir")]
     output: Option<PathBuf>,
     /// List the passes and stop.
@@ -67,15 +65,17 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     for note in &cx.notes {
         terminal.detail(&format!("{} at `{}`: {}", note.pass, note.node, note.text));
     }
-    let printed = text::print(&graph);
     match &args.output {
         Some(path) => {
-            write_atomic(path, printed.as_bytes()).map_err(|error| {
+            qir::write(path, &graph).map_err(|error| {
                 Failure::new(Exit::InvalidInput, format!("cannot write `{}`", path.display()), &error)
             })?;
             terminal.result(|| format!("-> {}\n", path.display()), || serde_json::json!({ "schema": 1, "file": path }));
         }
-        None => terminal.result(|| printed.clone(), || serde_json::json!({ "schema": 1, "qir": printed })),
+        None => {
+            let printed = text::print(&graph);
+            terminal.result(|| printed.clone(), || serde_json::json!({ "schema": 1, "qir": printed }));
+        }
     }
     Ok(())
 }
@@ -84,13 +84,7 @@ fn read(args: &Args) -> Result<Graph, Failure> {
     let path = &args.model.model;
     let context = format!("cannot read `{}`", path.display());
     if path.extension().is_some_and(|extension| extension == "qir") {
-        let too_large = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > MAX_TEXT_BYTES);
-        if too_large {
-            return Err(Failure::plain(Exit::InvalidInput, format!("{context}: more than {MAX_TEXT_BYTES} bytes")));
-        }
-        let source =
-            std::fs::read_to_string(path).map_err(|error| Failure::new(Exit::InvalidInput, context.clone(), &error))?;
-        return text::parse(&source).map_err(|error| Failure::new(Exit::InvalidInput, context, &error));
+        return qir::read(path).map_err(|error| Failure::new(Exit::InvalidInput, context, &error));
     }
     let imported = frontend::import(path, &args.model.import_options());
     imported.map(|imported| imported.graph).map_err(|error| of_import(context, &error))
