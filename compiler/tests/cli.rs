@@ -134,11 +134,48 @@ fn usage_errors_end_with_code_2() {
     }
 }
 
+/// The best of three: the others may have had to share the machine.
 #[test]
 fn check_takes_less_than_a_second() {
-    // The limit is for an optimized build on an idle machine; ten times as much
-    // still catches work that does not belong there.
-    let start = std::time::Instant::now();
-    assert!(qailc(folder().path(), &["check", "$POLICIES/legged/playground_go1.onnx"]).starts_with("exit 0"));
-    assert!(start.elapsed().as_secs_f64() < 10.0, "{:?}", start.elapsed());
+    let times = (0..3).map(|_| {
+        let start = std::time::Instant::now();
+        assert!(qailc(folder().path(), &["check", EXPERT]).starts_with("exit 0"));
+        start.elapsed().as_secs_f64()
+    });
+    let best = times.fold(f64::INFINITY, f64::min);
+    assert!(best < 1.0, "{best:.2} s");
+}
+
+#[test]
+fn dump_writes_the_graph_behind_each_pass() {
+    let folder = folder();
+    let args = ["compile", EXPERT, "--demos", DEMOS, "--calibration-samples", "64", "-o", "a.qail", "--dump", "graphs"];
+    assert!(qailc(folder.path(), &args).starts_with("exit 0"));
+    let files = std::fs::read_dir(folder.path().join("graphs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut graphs: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "qir")).collect();
+    graphs.sort();
+    assert!(graphs.len() > 5, "{graphs:?}");
+    for (i, path) in graphs.iter().enumerate() {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name.starts_with(&format!("{i:02}-")), "{name} is number {i}");
+        let graph = qailc::qir::read(path).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(graph.outputs.len(), 1);
+    }
+    // From the model as it was read to integers.
+    let text = |path: &std::path::PathBuf| std::fs::read_to_string(path).unwrap();
+    assert!(graphs[0].ends_with("00-import.qir") && !text(&graphs[0]).contains("qlinear"));
+    assert!(text(graphs.last().unwrap()).contains("qlinear"));
+}
+
+#[test]
+fn opt_reads_what_it_wrote() {
+    let folder = folder();
+    assert!(qailc(folder.path(), &["opt", EXPERT, "-o", "a.qir"]).starts_with("exit 0"));
+    assert!(qailc(folder.path(), &["opt", "a.qir", "-o", "b.qir"]).starts_with("exit 0"));
+    for name in [".qir", ".qir.weights"] {
+        let read = |stem: &str| std::fs::read(folder.path().join(format!("{stem}{name}"))).unwrap();
+        assert!(read("a") == read("b"), "*{name}");
+    }
+    std::fs::remove_file(folder.path().join("a.qir.weights")).unwrap();
+    assert!(qailc(folder.path(), &["opt", "a.qir"]).starts_with("exit 4"));
 }

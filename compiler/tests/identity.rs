@@ -2,6 +2,11 @@
 //! machine has, and shaders on every Vulkan driver agree in every code, in every
 //! accumulator, and in every bit of the actions.
 //!
+//! Codes in front of a table never reach memory: on every executor the step that
+//! computes them looks them up at once, so they are compared through what the
+//! table makes of them. The same requantization is compared code by code where
+//! no table follows, and its shader text is the same in every kernel.
+//!
 //! States are recorded ones. `QAILC_STATES` says how many of each policy
 //! (default 400); the slow suite takes 10,000. `QAILC_REQUIRE_ADAPTERS` says how
 //! many Vulkan drivers must be there; without it a machine without any is fine.

@@ -1,0 +1,101 @@
+//! `--json`: whatever a command does, one JSON document on stdout, with the
+//! version of its form.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
+
+use std::{collections::BTreeSet, path::Path, process::Command};
+
+use serde_json::Value;
+
+const EXPERT: &str = "$POLICIES/hopper/hopper_expert.onnx";
+const DEMOS: &str = "$POLICIES/hopper/hopper_demos.npz";
+
+/// Arguments, exit code, and a field of the document. In this order: later rows
+/// read what earlier ones wrote.
+const ROWS: &[(&[&str], i32, &str)] = &[
+    (&["check", EXPERT], 0, "/ready"),
+    (&["check", "missing.onnx"], 4, "/error/causes/0"),
+    (&["check", "lstm.onnx"], 3, "/blockers/0/remedy"),
+    (&["compile", "lstm.onnx", "-b", "f32"], 3, "/blockers/0/node"),
+    (&["compile", EXPERT, "--demos", DEMOS, "--calibration-samples", "64", "-o", "a.qail"], 0, "/report/layers/0/name"),
+    (&["compile", EXPERT], 2, "/error/help"),
+    (&["compile"], 2, "/error/message"),
+    (&["run", "a.qail", "--input", DEMOS, "--rows", "2"], 0, "/values/0/5"),
+    (&["run", "a.qail", "--input", DEMOS, "--rows", "2", "-o", "out.npz"], 0, "/file"),
+    (&["run", "a.qail", "--input", "missing.npz"], 4, "/error"),
+    (&["inspect", "a.qail", "--plan"], 0, "/plan"),
+    (&["inspect", "a.qail", "--wgsl", "0"], 0, "/wgsl"),
+    (&["inspect", "out.npz"], 8, "/error/exit_code"),
+    (&["opt", EXPERT], 0, "/qir"),
+    (&["opt", EXPERT, "-o", "a.qir"], 0, "/file"),
+    (&["opt", "--list", "x"], 0, "/passes/0/exactness"),
+    (&["opt", EXPERT, "--passes", "x"], 2, "/error"),
+    (&["export", EXPERT, "-b", "w8a16", "--format", "qdq", "-o", "missing/a.onnx"], 4, "/error"),
+    (&["export", EXPERT, "--demos", DEMOS, "--format", "exact", "-o", "a.onnx"], 0, "/file"),
+    (&["devices"], 0, "/devices/0/device"),
+    (&["completions", "bash"], 0, "/script"),
+    (&["frobnicate"], 2, "/error"),
+];
+
+fn qailc(folder: &Path, args: &[&str]) -> (i32, String, String) {
+    let policies = qail_fixtures::root().join("policies");
+    let args = args.iter().map(|arg| arg.replace("$POLICIES", &policies.to_string_lossy()));
+    let output = Command::new(env!("CARGO_BIN_EXE_qailc")).args(args).current_dir(folder).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+/// A recurrent network, which this version refuses.
+fn write_lstm(path: &Path) {
+    use prost::Message;
+    use qailc::frontend::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto, data_type};
+    let tensor = |name| ValueInfoProto::tensor(name, data_type::FLOAT, &[1, 1, 4]);
+    let node = NodeProto {
+        op_type: "LSTM".to_owned(),
+        input: vec!["x".to_owned()],
+        output: vec!["y".to_owned()],
+        ..NodeProto::default()
+    };
+    let graph = GraphProto {
+        name: "memory".to_owned(),
+        input: vec![tensor("x")],
+        output: vec![tensor("y")],
+        node: vec![node],
+        ..GraphProto::default()
+    };
+    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 17 }];
+    let model = ModelProto { ir_version: 8, opset_import, graph: Some(graph), ..ModelProto::default() };
+    std::fs::write(path, model.encode_to_vec()).unwrap();
+}
+
+#[test]
+fn every_command_prints_one_document() {
+    let folder = tempfile::tempdir().unwrap();
+    write_lstm(&folder.path().join("lstm.onnx"));
+    for (args, exit, field) in ROWS {
+        let (code, out, err) = qailc(folder.path(), &[&["--json"], *args].concat());
+        assert_eq!(code, *exit, "{args:?}: {err}");
+        // `from_str` refuses anything behind the first document.
+        let document: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?}: {error}\n{out}"));
+        assert_eq!(document["schema"], 1, "{args:?}");
+        assert!(document.pointer(field).is_some_and(|value| !value.is_null()), "{args:?} has no {field}: {out}");
+        assert_eq!(document.get("error").is_some(), *exit != 0, "{args:?}");
+        if *exit != 0 {
+            assert_eq!(document["error"]["exit_code"], *exit, "{args:?}");
+        }
+    }
+}
+
+#[test]
+fn no_command_is_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, help, _) = qailc(folder.path(), &["--help"]);
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let (commands, _) = commands.split_once("\n\n").unwrap();
+    let known: BTreeSet<&str> = ROWS.iter().filter(|row| row.1 == 0).map(|(args, ..)| args[0]).collect();
+    // A line of a command begins with two spaces; more belong to its description.
+    let lines = commands.lines().filter(|line| !line.starts_with("   "));
+    for command in lines.filter_map(|line| line.split_whitespace().next()).filter(|&command| command != "help") {
+        assert!(known.contains(command), "`{command}` has no row that ends well");
+    }
+}
