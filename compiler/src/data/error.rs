@@ -24,19 +24,13 @@ pub enum DataError {
         #[source]
         source: io::Error,
     },
-    /// The zip format without its 64-bit extension ends there.
-    #[error("`{}` would exceed 4 GiB or 65,534 arrays; write fewer rows", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
     /// Not a zip archive, or a broken one.
     #[error("`{}` is not a sound npz file: {what}; write it again with numpy.savez", path.display())]
     Archive {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        what: &'static str,
+        what: String,
     },
     /// The array has a header that numpy would not write, or too few bytes.
     #[error("`{}`: array `{key}` is damaged: {what}; write it again with numpy", path.display())]

@@ -2,6 +2,10 @@
 //!
 //! The grammar is that of NumPy's `format.py`, versions 1 to 3: a Python dict
 //! with these three keys. Anything else is refused, so nothing is evaluated.
+//!
+//! Read by hand: `npyz` and `ndarray-npy` allocate whatever length a header
+//! claims, up to 4 GiB, before they look at it, and bring a grammar of all Python
+//! literals with a compiled-in stack guard for three keys.
 
 use std::io::{self, Read};
 

@@ -8,6 +8,7 @@
 //! checked against the bytes that are there before anything is allocated, and
 //! memory depends on how many rows are asked for, not on what a file claims.
 
+mod archive;
 mod demos;
 mod error;
 mod header;
@@ -15,7 +16,6 @@ mod npz;
 mod rows;
 mod summary;
 mod write;
-mod zip;
 
 pub use demos::{DemoMap, Demos, Field, StepReader};
 pub use error::DataError;

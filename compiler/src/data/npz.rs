@@ -11,9 +11,9 @@ use flate2::Crc;
 
 use super::{
     ArrayInfo, DataError, RowReader,
+    archive::{self, ArchiveError},
     header::{self, HeaderError},
     rows::{Checked, open_bytes},
-    zip::{self, ZipError},
 };
 
 /// Most arrays in a folder.
@@ -166,12 +166,10 @@ fn open_array(path: &Path, key: &str, place: &Place) -> Result<(super::rows::Byt
 
 fn places_in_archive(path: &Path) -> Result<BTreeMap<String, Place>, DataError> {
     let failed = |source| DataError::Read { path: path.to_owned(), source };
-    let broken = |what| DataError::Archive { path: path.to_owned(), what };
-    let mut file = File::open(path).map_err(failed)?;
-    let len = file.metadata().map_err(failed)?.len();
-    let members = zip::members(&mut file, len).map_err(|error| match error {
-        ZipError::Io(source) => failed(source),
-        ZipError::Broken(what) => broken(what),
+    let file = File::open(path).map_err(failed)?;
+    let members = archive::members(&file).map_err(|error| match error {
+        ArchiveError::Io(source) => failed(source),
+        ArchiveError::Broken(what) => DataError::Archive { path: path.to_owned(), what },
     })?;
     let mut places = BTreeMap::new();
     for member in members {
@@ -184,9 +182,7 @@ fn places_in_archive(path: &Path) -> Result<BTreeMap<String, Place>, DataError> 
             deflated: member.deflated,
             crc32: Some(member.crc32),
         };
-        if places.insert(key.to_owned(), place).is_some() {
-            return Err(broken("two members have the same name"));
-        }
+        places.insert(key.to_owned(), place);
     }
     Ok(places)
 }
@@ -201,7 +197,7 @@ fn places_in_folder(path: &Path) -> Result<BTreeMap<String, Place>, DataError> {
             continue;
         };
         if places.len() == MAX_FILES {
-            return Err(DataError::Archive { path: path.to_owned(), what: "it holds too many arrays" });
+            return Err(DataError::Archive { path: path.to_owned(), what: "it holds too many arrays".to_owned() });
         }
         places.insert(stem.to_owned(), place_of_file(&file)?);
     }

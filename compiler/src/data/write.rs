@@ -3,23 +3,26 @@
 //! Members are stored, not deflated, as `numpy.savez` does; time stamps are the
 //! first moment of the format, so nothing depends on the clock.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::{Cursor, Write},
+    path::{Path, PathBuf},
+};
 
-use flate2::Crc;
+use zip::{CompressionMethod, System, ZipWriter, result::ZipError, write::SimpleFileOptions};
 
 use super::{ArrayInfo, DataError, NumberType, header};
 use crate::files::{WriteError, write_atomic};
 
-/// 1 January 1980, the first date of the zip format.
-const DOS_DATE: u16 = 0x21;
-
 /// Collects arrays one after the other; nothing is written before [`NpzWriter::finish`].
-#[derive(Debug)]
 pub struct NpzWriter {
     path: PathBuf,
-    bytes: Vec<u8>,
-    directory: Vec<u8>,
-    n_members: u16,
+    archive: ZipWriter<Cursor<Vec<u8>>>,
+}
+
+impl std::fmt::Debug for NpzWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NpzWriter").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 /// Elements that can be written.
@@ -53,7 +56,7 @@ impl NpzWriter {
             false => Err(std::io::ErrorKind::NotADirectory.into()),
         });
         found.map_err(|source| DataError::Write { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), bytes: Vec::new(), directory: Vec::new(), n_members: 0 })
+        Ok(Self { path: path.to_owned(), archive: ZipWriter::new(Cursor::default()) })
     }
 
     /// Adds an array; `elements` are in row-major order and as many as `shape` says.
@@ -69,63 +72,27 @@ impl NpzWriter {
         for &element in elements {
             element.put(&mut bytes);
         }
-        self.add_member(&format!("{key}.npy"), &bytes).ok_or_else(|| self.too_large())
+        let options = SimpleFileOptions::DEFAULT
+            .compression_method(CompressionMethod::Stored)
+            .system(System::Unix)
+            .large_file(bytes.len() as u64 >= u64::from(u32::MAX));
+        let mut add = || -> Result<(), ZipError> {
+            self.archive.start_file(format!("{key}.npy"), options)?;
+            Ok(self.archive.write_all(&bytes)?)
+        };
+        add().map_err(|error| failed(&self.path, error))
     }
 
     /// Writes everything, or nothing.
-    pub fn finish(mut self) -> Result<(), DataError> {
-        self.add_directory().ok_or_else(|| self.too_large())?;
-        write_atomic(&self.path, &self.bytes).map_err(|WriteError { path, source }| DataError::Write { path, source })
+    pub fn finish(self) -> Result<(), DataError> {
+        let Self { path, archive } = self;
+        let bytes = archive.finish().map_err(|error| failed(&path, error))?.into_inner();
+        write_atomic(&path, &bytes).map_err(|WriteError { path, source }| DataError::Write { path, source })
     }
+}
 
-    fn too_large(&self) -> DataError {
-        DataError::TooLarge { path: self.path.clone() }
-    }
-
-    /// `None` if a number does not fit into its field.
-    fn add_member(&mut self, name: &str, bytes: &[u8]) -> Option<()> {
-        let size = u32::try_from(bytes.len()).ok().filter(|&size| size < u32::MAX)?;
-        let start = u32::try_from(self.bytes.len()).ok()?;
-        let name_len = u16::try_from(name.len()).ok()?;
-        self.n_members = self.n_members.checked_add(1).filter(|&n| n < u16::MAX)?;
-        let mut crc = Crc::new();
-        crc.update(bytes);
-
-        // The same in the local header and in the directory: version 2.0 needed,
-        // UTF-8 name, stored, no time, first date, checksum, both sizes.
-        let mut common = Vec::new();
-        for half in [20, 1 << 11, 0, 0, DOS_DATE] {
-            common.extend(u16::to_le_bytes(half));
-        }
-        for word in [crc.sum(), size, size] {
-            common.extend(word.to_le_bytes());
-        }
-        common.extend(name_len.to_le_bytes());
-        common.extend([0; 2]);
-
-        for part in [b"PK\x03\x04", &common[..], name.as_bytes(), bytes] {
-            self.bytes.extend(part);
-        }
-        for part in [b"PK\x01\x02", &20u16.to_le_bytes()[..], &common] {
-            self.directory.extend(part);
-        }
-        // No comment, first disk, no attributes.
-        self.directory.extend([0; 10]);
-        self.directory.extend(start.to_le_bytes());
-        self.directory.extend(name.as_bytes());
-        Some(())
-    }
-
-    fn add_directory(&mut self) -> Option<()> {
-        let start = u32::try_from(self.bytes.len()).ok()?;
-        let size = u32::try_from(self.directory.len()).ok()?;
-        let count = self.n_members.to_le_bytes();
-        let (start, size) = (start.to_le_bytes(), size.to_le_bytes());
-        for part in [&self.directory[..], b"PK\x05\x06", &[0; 4], &count, &count, &size, &start, &[0; 2]] {
-            self.bytes.extend(part);
-        }
-        Some(())
-    }
+fn failed(path: &Path, error: ZipError) -> DataError {
+    DataError::Write { path: path.to_owned(), source: std::io::Error::other(error) }
 }
 
 /// Writes `f32` arrays, for example actions, in the given order.
