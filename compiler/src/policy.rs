@@ -139,9 +139,8 @@ impl Policy {
     /// See [`PolicyError`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, PolicyError> {
         let file = File { path };
-        let tables: Table = text
-            .parse()
-            .map_err(|source| PolicyError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+        let tables: Table =
+            text.parse().map_err(|source| PolicyError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
         let mut policy = Self::default();
         for (table, content) in &tables {
             let Some((_, keys)) = KNOWN.iter().find(|(known, _)| known == table) else {

@@ -38,7 +38,18 @@ fn check_says_what_is_ready() {
 fn compile_reports_layers_sizes_and_error() {
     let folder = folder();
     let args = [
-        "compile", EXPERT, "-b", "w4a4", "--method", "ptq", "--demos", DEMOS, "--calibration-samples", "256", "-o", "hopper.qail",
+        "compile",
+        EXPERT,
+        "-b",
+        "w4a4",
+        "--method",
+        "ptq",
+        "--demos",
+        DEMOS,
+        "--calibration-samples",
+        "256",
+        "-o",
+        "hopper.qail",
     ];
     assert_snapshot!(qailc(folder.path(), &args));
     assert_snapshot!("inspect_shows_the_same_report", qailc(folder.path(), &["inspect", "hopper.qail", "--plan"]));

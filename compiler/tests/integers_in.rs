@@ -89,7 +89,7 @@ fn images_and_commands_compile_in_every_precision() {
             n_calibration: 100,
             seed: 0,
             policy: qailc::policy::Policy::default(),
-        training: None,
+            training: None,
         };
         let built = pipeline::compile(&folder.path().join("camera.onnx"), &options, &mut Silent);
         let built = built.unwrap_or_else(|error| panic!("{precision}: {error}"));

@@ -73,7 +73,10 @@ fn a_model_and_its_checkpoint_give_the_same_artifact() {
     good(folder.path(), &compile);
     assert_eq!(read(&folder, "one.qail"), read(&folder, "two.qail"));
     let inspected = good(folder.path(), &["inspect", "one.qail", "--json"]);
-    assert!(inspected.contains("\"method\": \"qail+qbc\"") && inspected.contains("\"reproducible\": true"), "{inspected}");
+    assert!(
+        inspected.contains("\"method\": \"qail+qbc\"") && inspected.contains("\"reproducible\": true"),
+        "{inspected}"
+    );
     // What training printed is what the file does.
     let line = |text: &str| text.lines().find(|line| line.starts_with("output")).unwrap().to_owned();
     assert_eq!(line(&said), line(&good(folder.path(), &["inspect", "one.qail"])));
@@ -89,7 +92,8 @@ fn training_leaves_less_error_than_rounding() {
     let folder = TempDir::new().unwrap();
     let (model, data) = (expert(), demos());
     let mse = |args: &[&str]| -> f64 {
-        let said = good(folder.path(), &[&["compile", &model, "--demos", &data, "--json", "-o", "a.qail"][..], args].concat());
+        let said =
+            good(folder.path(), &[&["compile", &model, "--demos", &data, "--json", "-o", "a.qail"][..], args].concat());
         let report: serde_json::Value = serde_json::from_str(said.split("\nnote").next().unwrap()).unwrap();
         report["report"]["errors"][0]["mse"].as_f64().unwrap()
     };
@@ -115,7 +119,8 @@ fn a_killed_run_goes_on_and_ends_in_the_same_bytes() {
     for _ in 0..3 {
         let args = train("cut.ckpt", &["--resume"]);
         let before = std::fs::read(&path).ok();
-        let mut child = command(folder.path(), &refs(&args)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            command(folder.path(), &refs(&args)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // As soon as there is something new to go on from.
         while std::fs::read(&path).ok() == before && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(5));
@@ -181,10 +186,8 @@ fn checkpoints_that_cannot_be_used_are_refused() {
 fn recording(folder: &TempDir, name: &str, actions: Option<(usize, &[f32])>, ends: &[f32]) -> String {
     let n = *ends.last().unwrap() as usize;
     let observations: Vec<f32> = (0..n * 11).map(|i| ((i * 37 % 101) as f32 - 50.0) / 100.0).collect();
-    let mut arrays = vec![
-        ("observations", vec![n, 11], observations),
-        ("episode_ends", vec![ends.len()], ends.to_vec()),
-    ];
+    let mut arrays =
+        vec![("observations", vec![n, 11], observations), ("episode_ends", vec![ends.len()], ends.to_vec())];
     if let Some((width, actions)) = actions {
         arrays.push(("actions", vec![n, width], actions.to_vec()));
     }

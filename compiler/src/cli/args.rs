@@ -74,7 +74,8 @@ impl ModelArgs {
     fn policy(&self) -> Result<Policy, Failure> {
         let mut policy = match policy::find(self.policy.as_deref(), &self.model) {
             Some(path) => Policy::read(&path).map_err(|error| {
-                let exit = if matches!(error, PolicyError::Later { .. }) { Exit::Unsupported } else { Exit::InvalidInput };
+                let exit =
+                    if matches!(error, PolicyError::Later { .. }) { Exit::Unsupported } else { Exit::InvalidInput };
                 Failure::new(exit, format!("cannot use `{}`", path.display()), &error)
             })?,
             None => Policy::default(),

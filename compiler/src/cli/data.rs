@@ -38,8 +38,7 @@ enum Command {
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let Command::Inspect { file, model } = &args.command;
     let context = format!("cannot read `{}`", file.display());
-    let summary =
-        Summary::read(file).map_err(|error| Failure::new(exit_of_data(&error), context.clone(), &error))?;
+    let summary = Summary::read(file).map_err(|error| Failure::new(exit_of_data(&error), context.clone(), &error))?;
     if let Some(model) = model {
         let imported = frontend::import(model, &ImportOptions::default())
             .map_err(|error| of_import(format!("cannot import `{}`", model.display()), &error))?;

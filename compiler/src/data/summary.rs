@@ -153,7 +153,14 @@ fn array(npz: &Npz, key: &str) -> Result<ArraySummary, DataError> {
         }
     }
     let columns = sums.iter().map(Sums::column).collect();
-    Ok(ArraySummary { key: key.to_owned(), dtype: info.ty.name().to_owned(), shape: info.shape, n_nan, n_infinite, columns })
+    Ok(ArraySummary {
+        key: key.to_owned(),
+        dtype: info.ty.name().to_owned(),
+        shape: info.shape,
+        n_nan,
+        n_infinite,
+        columns,
+    })
 }
 
 /// Numbers of one column, one after the other (Welford 1962).

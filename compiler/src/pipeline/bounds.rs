@@ -27,7 +27,8 @@ pub(super) fn clip(graph: &mut Graph, output: &str, bounds: &[(f64, f64)]) -> Re
             graph.add(format!("{name}.bounded"), Op::Unary(Unary { f }), &[value], origin).map_err(broken)?
         }
         _ => {
-            let side = |pick: fn(&(f64, f64)) -> f64| -> Vec<f32> { bounds.iter().map(|pair| pick(pair) as f32).collect() };
+            let side =
+                |pick: fn(&(f64, f64)) -> f64| -> Vec<f32> { bounds.iter().map(|pair| pick(pair) as f32).collect() };
             let low = Constant::f32([n], &side(|pair| pair.0));
             let high = Constant::f32([n], &side(|pair| pair.1));
             let low = graph.add_const(format!("{name}.low"), low, Origin::default());

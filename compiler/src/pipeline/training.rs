@@ -22,8 +22,8 @@ use qail_train::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    BuildOptions, Demonstrations, Observer, Opened, PipelineError, Quantized, TrainingRows, compare, flags, head, plan_of,
-    run_passes,
+    BuildOptions, Demonstrations, Observer, Opened, PipelineError, Quantized, TrainingRows, compare, flags, head,
+    plan_of, run_passes,
 };
 use crate::files::{hex, write_atomic};
 
@@ -309,7 +309,9 @@ pub(super) fn quantized(
         pass_notes,
         demonstrations: None,
         name: fact("name")?.to_owned(),
-        control_rate_hz: fact("control-rate-hz")?.parse().map_err(|_| PipelineError::Fact { name: "control-rate-hz" })?,
+        control_rate_hz: fact("control-rate-hz")?
+            .parse()
+            .map_err(|_| PipelineError::Fact { name: "control-rate-hz" })?,
         precision: passes.effective(),
         provenance,
         evaluation,
@@ -496,13 +498,7 @@ mod tests {
     use super::*;
 
     fn training(method: Option<Method>) -> Training {
-        Training {
-            method,
-            options: TrainOptions::default(),
-            threads: 1,
-            cache_dir: None,
-            save: None,
-        }
+        Training { method, options: TrainOptions::default(), threads: 1, cache_dir: None, save: None }
     }
 
     #[test]
