@@ -206,8 +206,7 @@ pub(super) fn quantizer_grad(
                 let mut sum = 0.0;
                 for (i, (x, g)) in x.chunks(1024).zip(g.chunks(1024)).enumerate() {
                     let mut lanes = [0f32; 16];
-                    let mut by_x = by_x.get_mut(i * 1024..);
-                    let mut out = by_x.as_deref_mut().unwrap_or_default().chunks_exact_mut(16);
+                    let mut out = by_x.get_mut(i * 1024..).unwrap_or_default().chunks_exact_mut(16);
                     let (xs, gs) = (x.chunks_exact(16), g.chunks_exact(16));
                     let rest = xs.remainder().iter().zip(gs.remainder());
                     for (x, g) in xs.zip(gs) {
