@@ -76,6 +76,7 @@ fn hopper(precision: Precision) -> Vec<u8> {
         map: DemoMap::default(),
         n_calibration: 64,
         seed: 0,
+        training: None,
     };
     pipeline::compile(&fixture("hopper/hopper_expert.onnx"), &options, &mut Silent).unwrap().bytes
 }

@@ -160,7 +160,20 @@ fn check_takes_less_than_a_second() {
 #[test]
 fn dump_writes_the_graph_behind_each_pass() {
     let folder = folder();
-    let args = ["compile", EXPERT, "--demos", DEMOS, "--calibration-samples", "64", "-o", "a.qail", "--dump", "graphs"];
+    let args = [
+        "compile",
+        EXPERT,
+        "--method",
+        "ptq",
+        "--demos",
+        DEMOS,
+        "--calibration-samples",
+        "64",
+        "-o",
+        "a.qail",
+        "--dump",
+        "graphs",
+    ];
     assert!(qailc(folder.path(), &args).starts_with("exit 0"));
     let files = std::fs::read_dir(folder.path().join("graphs")).unwrap().map(|entry| entry.unwrap().path());
     let mut graphs: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "qir")).collect();

@@ -90,21 +90,21 @@ impl Failure {
         text
     }
 
-    /// The same for machines.
-    pub fn to_json(&self) -> serde_json::Value {
+    /// The same for machines: fields of a document.
+    pub fn to_json(&self) -> serde_json::Map<String, serde_json::Value> {
         let blockers: Vec<_> = self
             .blockers
             .iter()
             .map(|b| serde_json::json!({ "node": b.node, "op": b.op, "reason": b.reason, "remedy": b.remedy }))
             .collect();
-        let mut document = serde_json::json!({
-            "schema": 1,
-            "error": { "exit_code": self.exit as u8, "message": self.context, "causes": self.causes, "help": self.help },
+        let error = serde_json::json!({
+            "exit_code": self.exit as u8, "message": self.context, "causes": self.causes, "help": self.help,
         });
+        let mut fields = serde_json::Map::from_iter([("schema".to_owned(), 1.into()), ("error".to_owned(), error)]);
         if !blockers.is_empty() {
-            document["blockers"] = blockers.into();
+            fields.insert("blockers".to_owned(), blockers.into());
         }
-        document
+        fields
     }
 }
 

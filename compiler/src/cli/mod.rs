@@ -18,7 +18,7 @@ mod run;
 mod terminal;
 mod train;
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, process::ExitCode, sync::OnceLock};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -85,13 +85,13 @@ pub fn main() -> ExitCode {
             if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
                 let message = error.to_string();
                 let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
-                let document = Failure::plain(Exit::Usage, message).to_json();
+                let document = serde_json::Value::from(Failure::plain(Exit::Usage, message).to_json());
                 let _ = std::io::stdout().write_all(format!("{document:#}\n").as_bytes());
             }
             return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
         }
     };
-    let terminal = Terminal { json: cli.json, quiet: cli.quiet, verbose: cli.verbose };
+    let terminal = Terminal { json: cli.json, quiet: cli.quiet, verbose: cli.verbose, document: OnceLock::new() };
     let outcome = match cli.command {
         Command::Compile(args) => compile::main(&args, &terminal),
         Command::Train(args) => train::main(&args, &terminal),
@@ -113,12 +113,10 @@ pub fn main() -> ExitCode {
             Ok(())
         }
     };
+    terminal.finish(outcome.as_ref().err());
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            terminal.failure(&failure);
-            ExitCode::from(failure.exit as u8)
-        }
+        Err(failure) => ExitCode::from(failure.exit as u8),
     }
 }
 

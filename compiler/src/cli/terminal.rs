@@ -2,6 +2,7 @@
 
 use std::{
     io::{IsTerminal, Write},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Failure;
 
 /// How much to say, and in which form.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Terminal {
     /// One JSON document instead of tables.
     pub(super) json: bool,
@@ -18,6 +19,9 @@ pub(super) struct Terminal {
     pub(super) quiet: bool,
     /// Say what was assumed and declined.
     pub(super) verbose: bool,
+    /// The result in JSON, printed at the end: a command that measured something
+    /// and then fails a gate still prints one document.
+    pub(super) document: OnceLock<serde_json::Value>,
 }
 
 impl Terminal {
@@ -49,8 +53,12 @@ impl Terminal {
     /// The result of the command. A closed pipe is not an error: the reader has
     /// seen enough.
     pub(super) fn result(&self, table: impl FnOnce() -> String, json: impl FnOnce() -> serde_json::Value) {
-        let text = if self.json { format!("{:#}\n", json()) } else { table() };
-        let _ = std::io::stdout().write_all(text.as_bytes());
+        if self.json {
+            // The first result counts; commands have one.
+            self.document.get_or_init(json);
+        } else {
+            let _ = std::io::stdout().write_all(table().as_bytes());
+        }
     }
 
     /// Lines that belong to the result of a command that stops. In JSON they are
@@ -61,11 +69,17 @@ impl Terminal {
         }
     }
 
-    /// Why the command stopped.
-    pub(super) fn failure(&self, failure: &Failure) {
+    /// The end of the command, and why it stopped if it did.
+    pub(super) fn finish(&self, failure: Option<&Failure>) {
         if self.json {
-            let _ = writeln!(std::io::stdout(), "{:#}", failure.to_json());
+            let mut document = self.document.get().cloned().unwrap_or_else(|| serde_json::json!({}));
+            if let (Some(failure), Some(fields)) = (failure, document.as_object_mut()) {
+                fields.extend(failure.to_json());
+            }
+            let _ = writeln!(std::io::stdout(), "{document:#}");
         }
-        eprint!("{}", failure.render());
+        if let Some(failure) = failure {
+            eprint!("{}", failure.render());
+        }
     }
 }
