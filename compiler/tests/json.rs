@@ -41,6 +41,8 @@ const ROWS: &[(&[&str], i32, &str)] = &[
     (&["inspect", "a.qail", "--plan"], 0, "/plan"),
     (&["inspect", "a.qail", "--wgsl", "0"], 0, "/wgsl"),
     (&["inspect", "out.npz"], 8, "/error/exit_code"),
+    (&["data", "inspect", DEMOS], 0, "/arrays/0"),
+    (&["data", "inspect", "missing.npz"], 4, "/error"),
     (&["opt", EXPERT], 0, "/qir"),
     (&["opt", EXPERT, "-o", "a.qir"], 0, "/file"),
     (&["opt", "--list", "x"], 0, "/passes/0/exactness"),
