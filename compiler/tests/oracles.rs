@@ -30,11 +30,22 @@ fn agrees_with_onnx_runtime(policy: &str, demos: &str) {
     let qailc = Path::new(env!("CARGO_BIN_EXE_qailc"));
     let strings = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect::<Vec<String>>();
     let (model, demos) = (&*model.to_string_lossy(), &*demos.to_string_lossy());
-    for (bits, edge_bits) in [("w8a8", "8"), ("w4a8", "8"), ("w4a4", "8"), ("w4a4", "4")] {
+    let checkpoint = path("p.ckpt");
+    // Rounded carefully, and trained for a moment.
+    for (bits, edge_bits, trains) in
+        [("w8a8", "8", false), ("w4a8", "8", true), ("w4a4", "8", false), ("w4a4", "8", true), ("w4a4", "4", true)]
+    {
         let quant = ["-b", bits, "--edge-bits", edge_bits, "--demos", demos, "--calibration-samples", "512"];
         let artifact = path("p.qail");
-        let compile = [&["compile", model][..], &quant, &["-o", &artifact]].concat();
-        run(qailc, &strings(&compile));
+        let source = if trains {
+            let train = [&["train", model][..], &quant, &["--steps", "50", "-o", &checkpoint]].concat();
+            run(qailc, &strings(&train));
+            vec![&*checkpoint]
+        } else {
+            [&[model][..], &quant].concat()
+        };
+        let method: &[&str] = if trains { &[] } else { &["--method", "ptq"] };
+        run(qailc, &strings(&[&["compile"][..], &source, method, &["-o", &artifact]].concat()));
         let (actions, codes) = (path("actions.npz"), path("codes.npz"));
         let rows = ["--rows", &n_states, "--dump-codes", &codes, "-o", &actions];
         run(qailc, &strings(&[&["run", &artifact, "--input", demos][..], &rows].concat()));
@@ -42,7 +53,7 @@ fn agrees_with_onnx_runtime(policy: &str, demos: &str) {
         for format in ["exact", "qdq"] {
             let export = path(&format!("{format}.onnx"));
             let form = ["--format", format, "--expose", "-o", &export];
-            run(qailc, &strings(&[&["export", model][..], &quant, &form].concat()));
+            run(qailc, &strings(&[&["export"][..], &source, &form].concat()));
             let script = root.join("oracles").join(format!("check_{format}.py"));
             let mut data = vec!["--states", demos, "--codes", &codes, "--actions", &actions];
             if format == "qdq" {
@@ -51,7 +62,7 @@ fn agrees_with_onnx_runtime(policy: &str, demos: &str) {
             }
             let said =
                 run(Path::new(&python), &strings(&[&[&*script.to_string_lossy(), &*export][..], &data].concat()));
-            println!("{policy} {bits} e{edge_bits} {format}\n{said}");
+            println!("{policy} {bits} e{edge_bits} {}{format}\n{said}", if trains { "trained " } else { "" });
         }
     }
 }

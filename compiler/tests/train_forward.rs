@@ -8,13 +8,13 @@
 
 use std::collections::BTreeMap;
 
-use qail_ir::{Constant, Graph, Input, Op, ValueId, interp::Interpreter};
-use qail_passes::{PipelineOptions, Precision, quant::region::Region};
-use qail_train::{CpuExecutor, CpuOptions, TrainExecutor};
+use qail_ir::{Graph, ValueId, interp::Interpreter};
+use qail_passes::{PipelineOptions, Precision, quant::region::Region, rebatch::rebatch};
+use qail_train::{CpuExecutor, CpuOptions, TrainExecutor, options::TrainOptions};
 use qailc::{
     data::{DemoMap, Demos},
     frontend::ImportOptions,
-    pipeline::{self, BuildOptions, Quantized, Sample},
+    pipeline::{self, BuildOptions, Quantized, Sample, Training},
 };
 
 /// Samples of a batch; the last one is smaller.
@@ -36,29 +36,6 @@ impl pipeline::Observer for Trained {
             self.graph = Some(graph.clone());
         }
     }
-}
-
-/// The same graph for `n` samples at once. Nothing in it may hold a batch size.
-fn with_batch(graph: &Graph, n: usize) -> Graph {
-    let mut batched = Graph::new(graph.name.clone());
-    let mut places: BTreeMap<ValueId, ValueId> = BTreeMap::new();
-    for id in graph.topo() {
-        let node = graph.node(id).clone();
-        let operands: Vec<ValueId> = graph.operands(id).iter().map(|value| places[value]).collect();
-        let new = match node.op {
-            Op::Const(c) => batched.add_const(node.name, Constant::clone(graph.constant(c.id)), node.origin),
-            Op::Input(Input { mut ty }) => {
-                ty.shape[0] = n;
-                batched.add_input(node.name, ty)
-            }
-            op => batched.add(node.name, op, &operands, node.origin).unwrap().value(),
-        };
-        places.insert(id.value(), new);
-    }
-    for output in &graph.outputs {
-        batched.add_output(output.name.clone(), places[&output.value]);
-    }
-    batched
 }
 
 /// Codes by name, and the bits of the outputs, of one state.
@@ -89,7 +66,8 @@ fn interpret(judge: &Interpreter<'_>, graph: &Graph, quantized: &Quantized, stat
 
 fn train(graph: &Graph, states: &[Sample]) -> Vec<Trace> {
     let batch = states.len();
-    let graph = with_batch(graph, batch);
+    let mut graph = graph.clone();
+    rebatch(&mut graph, batch).unwrap();
     let region = Region::of(&graph).unwrap();
     let keep: Vec<ValueId> = region.quantizers.keys().chain(region.moved.keys()).map(|id| id.value()).collect();
     let mut executor = CpuExecutor::new(&graph, &CpuOptions { threads: 1, keep: keep.clone() }).unwrap();
@@ -115,38 +93,54 @@ fn train(graph: &Graph, states: &[Sample]) -> Vec<Trace> {
 }
 
 fn forward_is_the_artifact(model: &str, demos: &str) {
-    let fixture = |path: &str| qail_fixtures::root().join("policies").join(path);
-    let n_states = std::env::var("QAILC_STATES").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
     for (precision, edge_bits) in
         [(Precision::W8A8, 8), (Precision::W4A8, 8), (Precision::W4A4, 8), (Precision::W4A4, 4)]
     {
-        let options = BuildOptions {
-            import: ImportOptions::default(),
-            passes: PipelineOptions { edge_bits, trains: true, ..PipelineOptions::new(precision) },
-            demos: Some(fixture(demos)),
-            map: DemoMap::default(),
-            n_calibration: 512,
-            seed: 0,
-            policy: qailc::policy::Policy::default(),
-            training: None,
-        };
-        let mut trained = Trained::default();
-        let quantized = pipeline::quantize(&fixture(model), &options, &mut trained).unwrap();
-        let graph = trained.graph.unwrap();
-        let recorded: Demos = pipeline::open_demos(&fixture(demos), &graph, &DemoMap::default()).unwrap();
-        let states = pipeline::Demonstrations::read(&recorded, &graph, n_states, 0).unwrap().calibration;
-        assert!(states.len() > BATCH);
-        let judge = Interpreter::new(&quantized.graph).unwrap();
-        let mut n_codes = 0;
-        for states in states.chunks(BATCH) {
-            for (state, found) in states.iter().zip(train(&graph, states)) {
-                let expected = interpret(&judge, &quantized.graph, &quantized, state);
-                assert_eq!(found, expected, "{model} {precision} with edges of {edge_bits} bits");
-                n_codes += found.codes.values().map(Vec::len).sum::<usize>();
-            }
+        for steps in [0, 60] {
+            let n_codes = codes_that_agree(model, demos, (precision, edge_bits), steps);
+            eprintln!("{model} {precision} e{edge_bits} behind {steps} updates: {n_codes} codes, 0 differ");
         }
-        assert!(n_codes > 100 * states.len());
     }
+}
+
+/// Compares a policy behind `steps` updates, and counts the codes.
+fn codes_that_agree(model: &str, demos: &str, (precision, edge_bits): (Precision, u8), steps: u64) -> usize {
+    let fixture = |path: &str| qail_fixtures::root().join("policies").join(path);
+    let n_states = std::env::var("QAILC_STATES").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
+    let training = Training {
+        method: None,
+        options: TrainOptions { steps, evaluate_every: steps, ..TrainOptions::default() },
+        threads: 1,
+        cache_dir: None,
+        save: None,
+    };
+    let options = BuildOptions {
+        import: ImportOptions::default(),
+        passes: PipelineOptions { edge_bits, trains: true, ..PipelineOptions::new(precision) },
+        demos: Some(fixture(demos)),
+        map: DemoMap::default(),
+        n_calibration: 512,
+        seed: 0,
+        policy: qailc::policy::Policy::default(),
+        training: (steps > 0).then_some(training),
+    };
+    let mut trained = Trained::default();
+    let quantized = pipeline::quantize(&fixture(model), &options, &mut trained).unwrap();
+    let graph = trained.graph.unwrap();
+    let recorded: Demos = pipeline::open_demos(&fixture(demos), &graph, &DemoMap::default()).unwrap();
+    let states = pipeline::Demonstrations::read(&recorded, &graph, n_states, 0).unwrap().calibration;
+    assert!(states.len() > BATCH);
+    let judge = Interpreter::new(&quantized.graph).unwrap();
+    let mut n_codes = 0;
+    for states in states.chunks(BATCH) {
+        for (state, found) in states.iter().zip(train(&graph, states)) {
+            let expected = interpret(&judge, &quantized.graph, &quantized, state);
+            assert_eq!(found, expected, "{model} {precision} with edges of {edge_bits} bits, {steps} updates");
+            n_codes += found.codes.values().map(Vec::len).sum::<usize>();
+        }
+    }
+    assert!(n_codes > 100 * states.len());
+    n_codes
 }
 
 #[test]

@@ -55,6 +55,11 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let quantized = if is_checkpoint(&args.model.model) {
         pipeline::quantize_checkpoint(&args.model.model, &mut watcher)
     } else {
+        if options.passes.precision.needs_data() {
+            terminal.note(
+                "a model is exported as `compile --method ptq` rounds it; for what training left, export the checkpoint of `qailc train`",
+            );
+        }
         pipeline::quantize(&args.model.model, &options, &mut watcher)
     };
     watcher.finish()?;

@@ -15,7 +15,7 @@ use serde_json::Value;
 use support::{run, value, with_loss};
 
 fn golden() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/golden/gradients.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/golden/pytorch/gradients.json");
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
