@@ -5,27 +5,32 @@
 //! What is judged on held-out rows is the quantized policy as it will run; the
 //! parameters that did best there are the result, those of the start included.
 //!
-//! With noise on observations (see [`Noise`]) the teacher answers for the noisy
+//! With noise on observations (see [`Noise`](crate::batches::Noise)) the teacher answers for the noisy
 //! rows, and the expert's action moves by as much as the teacher's does.
+
+mod data;
+mod judge;
 
 use std::collections::BTreeMap;
 
 use qail_ir::{
-    Graph, TensorType,
-    interp::{InterpError, Interpreter, Tensor},
+    Graph,
+    interp::{InterpError, Tensor},
 };
 
 use crate::{
     GradientError, Head, LossError,
-    batches::{Column, Noise, Rows, Sampler},
+    batches::Rows,
     exec::ExecError,
     forward::Forward,
     metrics::ActionError,
     optimizer::{AdamW, Average, Rates},
     options::{Method, TrainOptions},
     parameters::{Parameter, ParameterError, numbers, parameters},
-    setup::{Machine, Source, outputs_of},
+    setup::{Machine, outputs_of},
 };
+use data::Data;
+use judge::{Judge, reference};
 
 /// A loss this much larger than the first one means that training diverges.
 const DIVERGED: f64 = 1e3;
@@ -488,156 +493,6 @@ impl Trainer {
         watch.evaluated(&evaluation);
         Ok(evaluation)
     }
-}
-
-/// Held-out rows and who judges on them.
-struct Judge {
-    student: Forward,
-    rows: Rows,
-    /// Actions of the full-precision policy.
-    reference: Column,
-    action: String,
-}
-
-impl Judge {
-    fn errors(&mut self, elements: &[Vec<f32>]) -> Result<(ActionError, Option<ActionError>), TrainError> {
-        self.student.set(elements)?;
-        let actions = self.student.run(&self.rows.observations, &[&self.action])?;
-        let actions = actions.into_iter().next().ok_or_else(|| TrainError::NoOutput { name: self.action.clone() })?;
-        let mut teacher = ActionError::new();
-        teacher.add(&actions.data, &self.reference.data);
-        let expert = self.rows.actions.as_ref().map(|expert| {
-            let mut error = ActionError::new();
-            error.add(&actions.data, &expert.data);
-            error
-        });
-        Ok((teacher, expert))
-    }
-}
-
-/// The actions of the full-precision policy by the interpreter, which the
-/// report of a build uses too.
-fn reference(teacher: &Graph, rows: &Rows, action: &str) -> Result<Column, TrainError> {
-    let judge = Interpreter::new(teacher)?;
-    let types: Vec<(String, TensorType)> =
-        teacher.inputs().iter().map(|&id| (teacher.node(id).name.clone(), teacher.ty(id.value()).clone())).collect();
-    let mut out = Column { name: action.to_owned(), row_len: 0, data: Vec::new() };
-    for index in 0..rows.n_rows() {
-        let mut inputs = BTreeMap::new();
-        for (name, ty) in &types {
-            let column = rows.observations.iter().find(|column| column.name == *name);
-            let column = column.ok_or_else(|| TrainError::NoColumn { name: name.clone() })?;
-            inputs.insert(name.clone(), tensor(ty, column.row(index)));
-        }
-        let outputs = judge.run(&inputs)?;
-        let action = outputs.get(action).and_then(Tensor::as_f32);
-        let action = action.ok_or_else(|| TrainError::NoOutput { name: out.name.clone() })?;
-        out.row_len = action.len();
-        out.data.extend_from_slice(action);
-    }
-    Ok(out)
-}
-
-/// One row as an input of a graph at batch 1.
-fn tensor(ty: &TensorType, row: &[f32]) -> Tensor {
-    match ty.elem {
-        qail_ir::Elem::Plain(qail_ir::DType::F32) => Tensor::f32(ty.shape.clone(), row.to_vec()),
-        _ => Tensor::ints(ty.clone(), row.iter().map(|&x| x as i64).collect()),
-    }
-}
-
-/// Rows to train on, the answers of the teacher, and the present batch.
-struct Data {
-    rows: Rows,
-    /// The outputs of the head for every row; the first one is the action.
-    answers: Vec<Column>,
-    /// Present if observations get noise.
-    noisy: Option<(Noise, Forward, Vec<String>)>,
-    sampler: Sampler,
-    observations: Vec<Vec<f32>>,
-    expert: Vec<f32>,
-    teacher: Vec<Vec<f32>>,
-}
-
-impl Data {
-    fn new(rows: Rows, mut teacher: Forward, head: &Head, options: &TrainOptions) -> Result<Self, TrainError> {
-        let outputs = outputs_of(head);
-        let answers = teacher.run(&rows.observations, &outputs)?;
-        let names = outputs.iter().map(|name| (*name).to_owned()).collect();
-        let noise = (options.obs_noise > 0.0).then(|| Noise::new(&rows, options.obs_noise, options.seed));
-        let noisy = noise.map(|noise| (noise, teacher, names));
-        Ok(Self::with(rows, answers, noisy, options))
-    }
-
-    fn with(
-        rows: Rows,
-        answers: Vec<Column>,
-        noisy: Option<(Noise, Forward, Vec<String>)>,
-        options: &TrainOptions,
-    ) -> Self {
-        let sampler = Sampler::new(rows.n_rows(), options.batch, options.seed);
-        let observations = vec![Vec::new(); rows.observations.len()];
-        let teacher = vec![Vec::new(); answers.len()];
-        Self { rows, answers, noisy, sampler, observations, expert: Vec::new(), teacher }
-    }
-
-    /// The column behind a source.
-    fn column(&self, source: &Source) -> Result<&Column, TrainError> {
-        let (column, name) = match source {
-            Source::Observation(index) => (self.rows.observations.get(*index), "observations"),
-            Source::Expert => (self.rows.actions.as_ref(), "actions"),
-            Source::Teacher(index) => (self.answers.get(*index), "teacher"),
-        };
-        column.ok_or_else(|| TrainError::NoColumn { name: name.to_owned() })
-    }
-
-    /// Gathers the batch of a step.
-    fn draw(&mut self, step: u64) -> Result<(), TrainError> {
-        let rows = self.sampler.rows(step);
-        for (batch, column) in self.observations.iter_mut().zip(&self.rows.observations) {
-            gather(batch, column, &rows);
-        }
-        for (batch, column) in self.teacher.iter_mut().zip(&self.answers) {
-            gather(batch, column, &rows);
-        }
-        if let Some(actions) = &self.rows.actions {
-            gather(&mut self.expert, actions, &rows);
-        }
-        let Some((noise, teacher, names)) = &mut self.noisy else { return Ok(()) };
-        noise.add(step, &mut self.observations);
-        let columns: Vec<Column> = self.rows.observations.iter().zip(&self.observations).map(noisy_column).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let answers = teacher.run(&columns, &names)?;
-        if let (Some(clean), Some(noisy)) = (self.teacher.first(), answers.first()) {
-            for (expert, (clean, noisy)) in self.expert.iter_mut().zip(clean.iter().zip(&noisy.data)) {
-                *expert += noisy - clean;
-            }
-        }
-        self.teacher = answers.into_iter().map(|column| column.data).collect();
-        Ok(())
-    }
-
-    /// The numbers of run `run` of the batch, which has `rows` rows.
-    fn part(&self, source: &Source, run: usize, rows: usize) -> &[f32] {
-        let (all, row_len) = match source {
-            Source::Observation(index) => {
-                (self.observations.get(*index), self.rows.observations.get(*index).map(|column| column.row_len))
-            }
-            Source::Expert => (Some(&self.expert), self.rows.actions.as_ref().map(|column| column.row_len)),
-            Source::Teacher(index) => (self.teacher.get(*index), self.answers.get(*index).map(|column| column.row_len)),
-        };
-        let len = rows * row_len.unwrap_or(0);
-        all.and_then(|all| all.get(run * len..(run + 1) * len)).unwrap_or_default()
-    }
-}
-
-fn gather(batch: &mut Vec<f32>, column: &Column, rows: &[usize]) {
-    batch.clear();
-    rows.iter().for_each(|&row| batch.extend_from_slice(column.row(row)));
-}
-
-fn noisy_column((column, rows): (&Column, &Vec<f32>)) -> Column {
-    Column { name: column.name.clone(), row_len: column.row_len, data: rows.clone() }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use qail_ir::{Constant, Op, ValueId, interp, text};
 use super::*;
 use crate::{
     LossValues,
+    batches::Column,
     exec::TrainExecutor,
     parameters::Role,
     setup::{Feed, source_of},
