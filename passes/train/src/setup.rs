@@ -71,7 +71,7 @@ impl Machine {
         keep_those_before(&graph, loss.total, parameters);
         let wrt = parameters::locate(&graph, parameters)?;
         let joint = differentiate(&graph, loss.total, &wrt)?;
-        let teacher = outputs_of(head);
+        let teacher = head.outputs();
         let feeds = joint.graph.inputs().iter().map(|&id| {
             let input = joint.graph.node(id).name.clone();
             let row_len = joint.graph.ty(id.value()).n_elements() / rows.max(1);
@@ -96,14 +96,6 @@ fn keep_those_before(graph: &Graph, value: ValueId, parameters: &mut Vec<Paramet
     }
     let names: BTreeSet<&str> = seen.into_iter().map(|id| graph.node(id).name.as_str()).collect();
     parameters.retain(|parameter| names.contains(parameter.name.as_str()));
-}
-
-/// The outputs of a policy that its head is made of; the first one is the action.
-pub(crate) fn outputs_of(head: &Head) -> Vec<&str> {
-    match head {
-        Head::Deterministic { output } => vec![output],
-        Head::Gaussian { mean, log_std } => vec![mean, log_std],
-    }
 }
 
 pub(crate) fn source_of(input: &str, observations: &[String], teacher: &[&str]) -> Option<Source> {

@@ -6,7 +6,7 @@ use crate::{
     batches::{Column, Noise, Rows, Sampler},
     forward::Forward,
     options::TrainOptions,
-    setup::{Source, outputs_of},
+    setup::Source,
 };
 
 /// Rows to train on, the answers of the teacher, and the present batch.
@@ -29,7 +29,7 @@ impl Data {
         head: &Head,
         options: &TrainOptions,
     ) -> Result<Self, TrainError> {
-        let outputs = outputs_of(head);
+        let outputs = head.outputs();
         let answers = teacher.run(&rows.observations, &outputs)?;
         let names = outputs.iter().map(|name| (*name).to_owned()).collect();
         let noise = (options.obs_noise > 0.0).then(|| Noise::new(&rows, options.obs_noise, options.seed));

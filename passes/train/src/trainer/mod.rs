@@ -27,7 +27,7 @@ use crate::{
     optimizer::{AdamW, Average, Rates},
     options::{Method, TrainOptions},
     parameters::{Parameter, ParameterError, numbers, parameters},
-    setup::{Machine, outputs_of},
+    setup::Machine,
 };
 use data::Data;
 use judge::{Judge, reference};
@@ -254,7 +254,7 @@ impl Trainer {
         let mut notes = Vec::new();
         let mut parameters = parameters(prepared, samples)?;
         let machine = Machine::new(prepared, &head, &mut parameters, &options, threads, &mut notes)?;
-        let action = outputs_of(&head).first().map_or(String::new(), |name| (*name).to_owned());
+        let action = head.outputs().first().map_or(String::new(), |name| (*name).to_owned());
         let batch = FORWARD_BATCH.min(held_out.n_rows());
         let student = Forward::new(prepared, &parameters, batch, threads, &mut notes)?;
         let reference = reference(teacher, &held_out, &action)?;
