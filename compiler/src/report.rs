@@ -87,6 +87,11 @@ impl Report {
         }
     }
 
+    /// The report as a JSON document.
+    pub fn to_json(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
     /// The report as tables for a terminal.
     pub fn render(&self) -> String {
         let mut table = Table::new();

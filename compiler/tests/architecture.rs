@@ -19,6 +19,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("qail-runtime", &["qail-artifact"]),
     ("qail-fixtures", &[]),
     ("qailc", &["qail-ir", "qail-passes", "qail-train", "qail-artifact", "qail-codegen", "qail-runtime"]),
+    ("qailc-python", &["qailc", "qail-artifact", "qail-runtime"]),
 ];
 
 /// External crate, and the only crates of this workspace that may know it.
@@ -32,6 +33,8 @@ const KNOWN_ONLY_BY: &[(&str, &[&str])] = &[
     ("serde", &["qailc"]),
     ("serde_json", &["qailc"]),
     ("clap", &["qailc"]),
+    ("pyo3", &["qailc-python"]),
+    ("numpy", &["qailc-python"]),
 ];
 
 /// Licences that everything we build on offers.

@@ -1,6 +1,6 @@
 //! Flags that several subcommands share.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, builder::TypedValueParser};
 use qail_passes::{Calibrate, Observer, PipelineOptions, Precision};
@@ -187,10 +187,15 @@ pub(super) struct TrainArgs {
     threads: Option<u64>,
     /// Stop training after so many seconds and keep the best. The result then depends on the clock.
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
-    pub(super) time_budget: Option<f64>,
+    time_budget: Option<f64>,
 }
 
 impl TrainArgs {
+    /// How long training may take; whoever watches it holds it to that.
+    pub(super) fn time_budget(&self) -> Option<Duration> {
+        self.time_budget.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+    }
+
     /// How to train.
     pub(super) fn training(&self, cache_dir: Option<PathBuf>) -> Training {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(16);

@@ -1,12 +1,17 @@
 //! `qailc compile`: from a model, or from a checkpoint of `qailc train`, to an
 //! artifact and a report.
+//!
+//! [`Args`] is public, for programs that compile as the command does: they give
+//! the same flags and bring an observer of their own.
 
 use std::{
+    ffi::OsString,
     io::Read,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use clap::Parser;
 use indicatif::ProgressBar;
 use qail_artifact::Artifact;
 use qail_ir::Graph;
@@ -23,14 +28,14 @@ use super::{
 };
 use crate::{
     files::{check_writable, write_atomic},
-    pipeline::{self, BuildOptions, Built, Demonstrations, Observer, PipelineError, Quantized},
+    pipeline::{self, BuildOptions, Built, Demonstrations, Observer, Quantized},
     qir,
     report::Report,
 };
 
 /// Flags of the subcommand.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -50,30 +55,82 @@ pub(super) struct Args {
     dump: Option<PathBuf>,
 }
 
+/// The flags alone, without a command in front.
+#[derive(Parser)]
+#[command(name = "qailc compile", no_binary_name = true, disable_help_flag = true)]
+struct Alone {
+    #[command(flatten)]
+    args: Args,
+}
+
+impl Args {
+    /// Reads flags and the model, as they stand behind `qailc compile`.
+    ///
+    /// # Errors
+    /// Flags that the command would refuse.
+    pub fn parse(flags: impl IntoIterator<Item = OsString>) -> Result<Self, Failure> {
+        Alone::try_parse_from(flags).map(|alone| alone.args).map_err(|error| Failure::of_flags(&error))
+    }
+
+    /// The file that the artifact belongs into.
+    pub fn out(&self) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| self.model.model.with_extension("qail"))
+    }
+
+    /// How long training may take; whoever observes the build holds it to that.
+    pub fn time_budget(&self) -> Option<Duration> {
+        self.train.time_budget()
+    }
+
+    /// Compiles. Nothing is written yet, but it was tried whether it could be.
+    ///
+    /// # Errors
+    /// Flags, files, models and data that cannot be used.
+    pub fn build(&self, observer: &mut dyn Observer) -> Result<Built, Failure> {
+        let (path, model) = (self.out(), &self.model.model);
+        if path == *model {
+            return Err(
+                Failure::plain(Exit::Usage, "the artifact would overwrite the model").help("give another name with -o")
+            );
+        }
+        // Training takes a while: what can fail behind it fails before it.
+        check_writable(&path).map_err(|error| not_written(&path, &error))?;
+        let built = if is_checkpoint(model) {
+            refuse_flags(self)?;
+            pipeline::compile_checkpoint(model, observer)
+        } else {
+            let options = build_options(&self.model, &self.data, &self.quant)?;
+            let training = self.train.training(self.cache_dir.clone());
+            pipeline::compile(model, &BuildOptions { training: Some(training), ..options }, observer)
+        };
+        built.map_err(|error| of_pipeline(&self.context(), &error))
+    }
+
+    /// Writes what was built, whole or not at all, and reports on it.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, built: &Built) -> Result<Report, Failure> {
+        let path = self.out();
+        write_atomic(&path, &built.bytes).map_err(|error| not_written(&path, &error))?;
+        let artifact = Artifact::parse(&built.bytes);
+        let artifact = artifact.map_err(|error| Failure::new(Exit::Internal, self.context(), &error))?;
+        Ok(Report::new(artifact.manifest(), built.bytes.len() as u64))
+    }
+
+    fn context(&self) -> String {
+        format!("cannot compile `{}`", self.model.model.display())
+    }
+}
+
 /// Runs the subcommand.
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
-    let path = args.output.clone().unwrap_or_else(|| args.model.model.with_extension("qail"));
-    if path == args.model.model {
-        return Err(
-            Failure::plain(Exit::Usage, "the artifact would overwrite the model").help("give another name with -o")
-        );
-    }
-    let context = format!("cannot compile `{}`", args.model.model.display());
-    // Training takes a while: what can fail behind it fails before it.
-    check_writable(&path).map_err(|error| not_written(&path, &error))?;
-    let mut watcher = Watcher::new(terminal, args.dump.clone(), args.train.time_budget);
-    let built = if is_checkpoint(&args.model.model) {
-        refuse_flags(args)?;
-        pipeline::compile_checkpoint(&args.model.model, &mut watcher)
-    } else {
-        compile_model(args, &mut watcher)?
-    };
+    let mut watcher = Watcher::new(terminal, args.dump.clone(), args.time_budget());
+    let built = args.build(&mut watcher);
     watcher.finish()?;
-    let built = built.map_err(|error| of_pipeline(&context, &error))?;
+    let built = built?;
     say_notes_of(&built.quantized, terminal);
-    write_atomic(&path, &built.bytes).map_err(|error| not_written(&path, &error))?;
-    let artifact = Artifact::parse(&built.bytes).map_err(|error| Failure::new(Exit::Internal, context, &error))?;
-    let report = Report::new(artifact.manifest(), built.bytes.len() as u64);
+    let (path, report) = (args.out(), args.write(&built)?);
     terminal.result(
         || format!("{}-> {}\n", report.render(), path.display()),
         || serde_json::json!({ "schema": 1, "artifact": path, "report": report, "notes": built.quantized.notes }),
@@ -83,13 +140,6 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
 
 fn not_written(path: &Path, error: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::new(Exit::InvalidInput, format!("cannot write `{}`", path.display()), error)
-}
-
-fn compile_model(args: &Args, watcher: &mut Watcher<'_>) -> Result<Result<Built, PipelineError>, Failure> {
-    let options = build_options(&args.model, &args.data, &args.quant)?;
-    let training = args.train.training(args.cache_dir.clone());
-    let options = BuildOptions { training: Some(training), ..options };
-    Ok(pipeline::compile(&args.model.model, &options, watcher))
 }
 
 /// True if the file is a checkpoint and no model, going by its first bytes.
@@ -157,8 +207,7 @@ pub(super) struct Watcher<'a> {
 }
 
 impl<'a> Watcher<'a> {
-    pub(super) fn new(terminal: &'a Terminal, dump: Option<PathBuf>, time_budget: Option<f64>) -> Self {
-        let time_budget = time_budget.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    pub(super) fn new(terminal: &'a Terminal, dump: Option<PathBuf>, time_budget: Option<Duration>) -> Self {
         Self { terminal, dump, n_dumped: 0, failed: None, bar: None, time_budget, began: None, held_out: String::new() }
     }
 

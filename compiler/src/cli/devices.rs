@@ -4,29 +4,40 @@ use qail_runtime::{AdapterInfo, DeviceSpec, Isa};
 
 use super::{Failure, Terminal};
 
-/// One row: name for `--device`, what it is, its driver, its kind.
-struct Row {
-    device: String,
-    name: String,
-    driver: String,
-    kind: &'static str,
+/// Something that can run artifacts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Name for `--device`.
+    pub device: String,
+    /// What it is.
+    pub name: String,
+    /// Its driver, empty for processors.
+    pub driver: String,
+    /// `cpu`, or what the driver says about an adapter.
+    pub kind: &'static str,
 }
 
-/// Runs the subcommand.
-pub(super) fn main(terminal: &Terminal) -> Result<(), Failure> {
-    let cpu = Isa::ALL.into_iter().rev().filter(|isa| isa.is_present()).map(|isa| Row {
+/// Everything that can run artifacts here: instruction sets of the processor,
+/// fastest first, then adapters.
+pub fn devices() -> Vec<Device> {
+    let cpu = Isa::ALL.into_iter().rev().filter(|isa| isa.is_present()).map(|isa| Device {
         device: DeviceSpec::Cpu(Some(isa)).to_string(),
         name: if isa == Isa::best() { "processor, the default".to_owned() } else { "processor".to_owned() },
         driver: String::new(),
         kind: "cpu",
     });
-    let gpu = qail_runtime::adapters().into_iter().map(|adapter: AdapterInfo| Row {
+    let gpu = qail_runtime::adapters().into_iter().map(|adapter: AdapterInfo| Device {
         device: adapter.device.to_string(),
         name: adapter.name,
         driver: adapter.driver,
         kind: adapter.kind,
     });
-    let rows: Vec<Row> = cpu.chain(gpu).collect();
+    cpu.chain(gpu).collect()
+}
+
+/// Runs the subcommand.
+pub(super) fn main(terminal: &Terminal) -> Result<(), Failure> {
+    let rows = devices();
     terminal.result(
         || {
             let mut table = comfy_table::Table::new();

@@ -70,6 +70,12 @@ impl Failure {
         Self { exit, context: context.into(), causes: Vec::new(), help: None, blockers: Vec::new() }
     }
 
+    /// Flags that were not understood.
+    pub(super) fn of_flags(error: &clap::Error) -> Self {
+        let message = error.to_string();
+        Self::plain(Exit::Usage, message.lines().next().unwrap_or_default().trim_start_matches("error: "))
+    }
+
     /// The same failure with a remedy.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
@@ -208,7 +214,7 @@ pub(super) fn exit_of_pass(error: &PassError) -> Exit {
 }
 
 /// A session that was not made.
-pub(super) fn of_runtime(context: &str, error: &RuntimeError) -> Failure {
+pub fn of_runtime(context: &str, error: &RuntimeError) -> Failure {
     let exit = match error {
         RuntimeError::Artifact(_) => Exit::Artifact,
         RuntimeError::Io { .. } => Exit::InvalidInput,
@@ -221,7 +227,7 @@ pub(super) fn of_runtime(context: &str, error: &RuntimeError) -> Failure {
 }
 
 /// A run that did not happen.
-pub(super) fn of_run(context: &str, error: &RunError) -> Failure {
+pub fn of_run(context: &str, error: &RunError) -> Failure {
     let exit = match error {
         RunError::Device { .. } => Exit::NoDevice,
         RunError::Internal(_) => Exit::Internal,

@@ -22,7 +22,9 @@ use std::{io::Write, process::ExitCode, sync::OnceLock};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-pub use failure::{Exit, Failure};
+pub use compile::Args as CompileArgs;
+pub use devices::{Device, devices};
+pub use failure::{Exit, Failure, of_run, of_runtime};
 use terminal::Terminal;
 
 /// Compiles imitation-learned policies (ONNX) to quantized artifacts.
@@ -83,9 +85,7 @@ pub fn main() -> ExitCode {
             let _ = error.print();
             // The flags were not understood, so `--json` has to be looked for.
             if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
-                let message = error.to_string();
-                let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
-                let document = serde_json::Value::from(Failure::plain(Exit::Usage, message).to_json());
+                let document = serde_json::Value::from(Failure::of_flags(&error).to_json());
                 let _ = std::io::stdout().write_all(format!("{document:#}\n").as_bytes());
             }
             return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };

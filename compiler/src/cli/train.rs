@@ -48,7 +48,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     training.save = Some(Save { path: path.clone(), every: args.save_every, resume: args.resume });
     let options = build_options(&args.model, &args.data, &args.quant)?;
     let options = BuildOptions { training: Some(training), ..options };
-    let mut watcher = Watcher::new(terminal, None, args.train.time_budget);
+    let mut watcher = Watcher::new(terminal, None, args.train.time_budget());
     let trained = pipeline::train(&args.model.model, &options, &mut watcher);
     watcher.finish()?;
     let trained = trained.map_err(|error| of_pipeline(&context, &error))?;

@@ -22,7 +22,7 @@ use std::{
 
 use qail_artifact::schema::{Layer, Provenance};
 use qail_ir::{
-    ConstData, Constant, Graph,
+    ConstData, Constant,
     interp::{Interpreter, Tensor},
 };
 use qail_passes::{
@@ -30,15 +30,14 @@ use qail_passes::{
     quant::LoweringReport,
 };
 use qail_runtime::{DeviceSpec, PortInfo, Session, TensorView, TensorViewMut};
-use qail_train::{
-    Head,
-    options::Method,
-    trainer::{Evaluation, StepReport},
-};
+use qail_train::{Head, options::Method};
 
 pub use demonstrations::{Demonstrations, Sample, TrainingRows, open as open_demos};
 pub use error::PipelineError;
 pub use head::{HeadChoice, HeadKind};
+// What an observer hears of.
+pub use qail_ir::Graph;
+pub use qail_train::trainer::{Evaluation, StepReport};
 pub use training::{Save, Trained, Training, read_checkpoint, train};
 
 use crate::{
