@@ -12,7 +12,7 @@ use std::{
 use pyo3::{
     exceptions::PyTypeError,
     prelude::*,
-    types::{PyDict, PyString},
+    types::{PyDict, PyMapping, PyString},
 };
 use qailc::{
     cli::{CompileArgs, Exit, Failure},
@@ -32,7 +32,7 @@ enum Kind {
     One,
     /// A sequence of texts, or one.
     Many,
-    /// A dict.
+    /// A mapping.
     Pairs,
 }
 
@@ -140,7 +140,8 @@ fn flags(model: PathBuf, out: Option<PathBuf>, options: Option<&Bound<'_, PyDict
                 }
             }
             Kind::Pairs => {
-                for (name, value) in value.cast::<PyDict>()? {
+                for item in value.cast::<PyMapping>()?.items()? {
+                    let (name, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
                     let pair = [text(&name)?, text(&value)?].join(OsStr::new("="));
                     flags.push(assigned(flag, pair));
                 }
