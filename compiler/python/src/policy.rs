@@ -1,7 +1,7 @@
 //! `Policy`: an artifact that is ready to run.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
@@ -163,7 +163,7 @@ impl Policy {
 }
 
 impl Policy {
-    fn load(path: &PathBuf, device: &str) -> Result<Self, Failure> {
+    fn load(path: &Path, device: &str) -> Result<Self, Failure> {
         let context = format!("cannot load `{}`", path.display());
         let device: DeviceSpec = device.parse().map_err(|error| Failure::new(Exit::Usage, context.clone(), &error))?;
         let failed = |error: RuntimeError| of_runtime(&context, &error);
@@ -211,8 +211,7 @@ impl Policy {
     /// Runs the session. The session is only ever locked without Python's lock,
     /// so the two cannot wait for each other.
     fn step(&self, given: &[Given]) -> Result<Vec<Elements>, Failure> {
-        let room = |port: &PortInfo| Elements::zeros(port);
-        let mut found: Vec<Elements> = self.outputs.iter().filter_map(room).collect();
+        let mut found: Vec<Elements> = self.outputs.iter().filter_map(Elements::zeros).collect();
         let inputs: Vec<TensorView<'_>> = given.iter().map(|given| given.elements.view()).collect();
         let mut outputs: Vec<TensorViewMut<'_>> = found.iter_mut().map(Elements::view_mut).collect();
         // A session stays usable whatever happens in it.
