@@ -42,9 +42,10 @@ mod verify;
 pub use consts::{ConstData, ConstError, ConstId, ConstSource, Constant};
 pub use graph::{Graph, Node, NodeId, Origin, Output, ValueId};
 pub use op::{
-    Binary, BinaryFn, BinaryGrad, Cast, Concat, Const, Dequantize, Expand, FakeQuant, FakeQuantGrad, Grad, Input,
-    Linear, LinearWq, Lookup, MatMul, Op, QLinear, Quantize, Reduce, ReduceFn, Requantize, Reshape, Slice, SliceAxis,
-    SliceGrad, Transpose, TypeError, Unary, UnaryFn, Wrt,
+    ArgReduce, Attention, Binary, BinaryFn, BinaryGrad, Cast, Compare, CompareFn, Concat, Const, CumSum, Dequantize,
+    Expand, FakeQuant, FakeQuantGrad, Gather, Grad, Input, Linear, LinearWq, Lookup, MatMul, Normalize, Op, QAdd,
+    QLinear, QSum, Quantize, Reduce, ReduceFn, Requantize, Reshape, Scatter, ScatterFn, Slice, SliceAxis, SliceGrad,
+    Softmax, TopK, TopKPart, Transpose, TypeError, Unary, UnaryFn, Unfold, UnfoldGrad, Where, Window, Wrt,
 };
 pub use ty::{DType, Elem, QuantScheme, Shape, TensorType};
 pub use verify::{VerifyError, verify};

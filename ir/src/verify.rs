@@ -202,7 +202,36 @@ fn verify_numbers(node: &Reader<'_>) -> Result<(), VerifyError> {
         | Op::Expand(_)
         | Op::Reduce(_)
         | Op::Cast(_)
-        | Op::QLinear(_) => Ok(()),
+        | Op::Compare(_)
+        | Op::Where(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Unfold(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
+        | Op::Attention(_)
+        | Op::QLinear(_)
+        | Op::Grad(Grad::Unfold(_)) => Ok(()),
+        Op::QAdd(add) => {
+            let positive = |m: f64| m >= 1.0;
+            node.each(2, "the first multiplier", "positive", positive)?;
+            node.each(3, "the second multiplier", "positive", positive)?;
+            let shift = format!("1 to {}", Multiplier::SHIFT_MAX);
+            node.each(4, "the shift", &shift, |s| (1.0..=f64::from(Multiplier::SHIFT_MAX)).contains(&s))?;
+            for (slot, zero) in [(0, add.zero_a), (1, add.zero_b)] {
+                if let Some(scheme) = node.operand_scheme(slot) {
+                    node.zero_point(zero, scheme)?;
+                }
+            }
+            node.zero_point(add.zero_point, add.scheme)
+        }
+        Op::QSum(sum) => match node.operand_scheme(0) {
+            Some(scheme) => node.zero_point(sum.zero_point, scheme),
+            None => Ok(()),
+        },
         Op::Unary(unary) => node.function(unary.f),
         Op::Linear(linear) => linear.act.map_or(Ok(()), |f| node.function(f)),
         Op::FakeQuant(fake) => node.quantizer(fake, true),
@@ -323,22 +352,11 @@ impl Reader<'_> {
             UnaryFn::Clip { min, max } if min > max || min.is_nan() || max.is_nan() => {
                 Err(self.bad("the range of `clip`", format!("{min:?} to {max:?}"), "ascending"))
             }
-            UnaryFn::LeakyRelu { alpha } | UnaryFn::Elu { alpha } if !alpha.is_finite() => {
-                Err(self.bad("`alpha`", alpha, "finite"))
-            }
-            UnaryFn::Clip { .. }
-            | UnaryFn::LeakyRelu { .. }
-            | UnaryFn::Elu { .. }
-            | UnaryFn::Relu
-            | UnaryFn::Tanh
-            | UnaryFn::Sigmoid
-            | UnaryFn::Silu
-            | UnaryFn::Abs
-            | UnaryFn::Neg
-            | UnaryFn::Exp
-            | UnaryFn::Log
-            | UnaryFn::Sqrt
-            | UnaryFn::Reciprocal => Ok(()),
+            UnaryFn::Clip { .. } => Ok(()),
+            f => match f.params().into_iter().find(|(_, x)| !x.is_finite()) {
+                Some((name, x)) => Err(self.bad(format!("`{name}`"), x, "finite")),
+                None => Ok(()),
+            },
         }
     }
 }

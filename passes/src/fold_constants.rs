@@ -73,7 +73,18 @@ fn is_foldable(op: &Op) -> bool {
         | Op::Concat(_)
         | Op::Expand(_)
         | Op::Reduce(_)
-        | Op::Cast(_) => true,
+        | Op::Cast(_)
+        | Op::Compare(_)
+        | Op::Where(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Unfold(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
+        | Op::Attention(_) => true,
         Op::Input(_)
         | Op::Const(_)
         | Op::FakeQuant(_)
@@ -81,6 +92,8 @@ fn is_foldable(op: &Op) -> bool {
         | Op::QLinear(_)
         | Op::Requantize(_)
         | Op::Lookup(_)
+        | Op::QAdd(_)
+        | Op::QSum(_)
         | Op::Dequantize(_)
         | Op::LinearWq(_)
         | Op::Grad(_) => false,

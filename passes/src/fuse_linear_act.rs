@@ -53,8 +53,39 @@ fn with_act(op: &Op, f: UnaryFn) -> Option<Op> {
         | UnaryFn::Tanh
         | UnaryFn::Sigmoid
         | UnaryFn::Silu
-        | UnaryFn::Clip { .. } => true,
-        UnaryFn::Abs | UnaryFn::Neg | UnaryFn::Exp | UnaryFn::Log | UnaryFn::Sqrt | UnaryFn::Reciprocal => false,
+        | UnaryFn::Clip { .. }
+        | UnaryFn::Gelu
+        | UnaryFn::GeluTanh
+        | UnaryFn::Mish
+        | UnaryFn::Swish { .. }
+        | UnaryFn::HardSigmoid { .. }
+        | UnaryFn::HardSwish
+        | UnaryFn::Selu { .. }
+        | UnaryFn::Celu { .. }
+        | UnaryFn::Softplus
+        | UnaryFn::Softsign
+        | UnaryFn::Erf => true,
+        UnaryFn::Abs
+        | UnaryFn::Neg
+        | UnaryFn::Exp
+        | UnaryFn::Log
+        | UnaryFn::Sqrt
+        | UnaryFn::Reciprocal
+        | UnaryFn::Sin
+        | UnaryFn::Cos
+        | UnaryFn::Tan
+        | UnaryFn::Asin
+        | UnaryFn::Acos
+        | UnaryFn::Atan
+        | UnaryFn::Sinh
+        | UnaryFn::Cosh
+        | UnaryFn::Asinh
+        | UnaryFn::Acosh
+        | UnaryFn::Atanh
+        | UnaryFn::Floor
+        | UnaryFn::Ceil
+        | UnaryFn::Round
+        | UnaryFn::Sign => false,
     };
     match op {
         Op::Linear(Linear { act: None }) if fusible => Some(Op::Linear(Linear { act: Some(f) })),

@@ -299,14 +299,62 @@ fn fake_quant(
 
 fn never_negative(f: UnaryFn) -> bool {
     match f {
-        UnaryFn::Relu | UnaryFn::Sigmoid | UnaryFn::Abs | UnaryFn::Exp | UnaryFn::Sqrt => true,
+        UnaryFn::Relu
+        | UnaryFn::Sigmoid
+        | UnaryFn::Abs
+        | UnaryFn::Exp
+        | UnaryFn::Sqrt
+        | UnaryFn::Cosh
+        | UnaryFn::Acosh
+        | UnaryFn::Acos
+        | UnaryFn::HardSigmoid { .. }
+        | UnaryFn::Softplus => true,
         UnaryFn::Clip { min, .. } => min >= 0.0,
         // With a zero point.
-        UnaryFn::Silu | UnaryFn::Elu { .. } | UnaryFn::LeakyRelu { .. } => true,
-        UnaryFn::Tanh | UnaryFn::Neg | UnaryFn::Log | UnaryFn::Reciprocal => false,
+        f if short_negative_side(f) => true,
+        UnaryFn::Tanh
+        | UnaryFn::Neg
+        | UnaryFn::Log
+        | UnaryFn::Reciprocal
+        | UnaryFn::Softsign
+        | UnaryFn::Erf
+        | UnaryFn::Silu
+        | UnaryFn::Elu { .. }
+        | UnaryFn::LeakyRelu { .. }
+        | UnaryFn::Gelu
+        | UnaryFn::GeluTanh
+        | UnaryFn::Mish
+        | UnaryFn::Swish { .. }
+        | UnaryFn::HardSwish
+        | UnaryFn::Selu { .. }
+        | UnaryFn::Celu { .. }
+        | UnaryFn::Sin
+        | UnaryFn::Cos
+        | UnaryFn::Tan
+        | UnaryFn::Asin
+        | UnaryFn::Atan
+        | UnaryFn::Sinh
+        | UnaryFn::Asinh
+        | UnaryFn::Atanh
+        | UnaryFn::Floor
+        | UnaryFn::Ceil
+        | UnaryFn::Round
+        | UnaryFn::Sign => false,
     }
 }
 
 fn short_negative_side(f: UnaryFn) -> bool {
-    matches!(f, UnaryFn::Silu | UnaryFn::Elu { .. } | UnaryFn::LeakyRelu { .. })
+    matches!(
+        f,
+        UnaryFn::Silu
+            | UnaryFn::Elu { .. }
+            | UnaryFn::LeakyRelu { .. }
+            | UnaryFn::Gelu
+            | UnaryFn::GeluTanh
+            | UnaryFn::Mish
+            | UnaryFn::Swish { .. }
+            | UnaryFn::HardSwish
+            | UnaryFn::Selu { .. }
+            | UnaryFn::Celu { .. }
+    )
 }

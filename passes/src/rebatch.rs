@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use qail_ir::{Expand, Graph, Input, NodeId, Op, Reshape, SliceAxis, ValueId};
+use qail_ir::{CumSum, Expand, Graph, Input, NodeId, Op, Reshape, SliceAxis, Softmax, TopK, ValueId, Window};
 
 use crate::{Changed, Exactness, Pass, PassContext, PassError, rewrite};
 
@@ -224,6 +224,66 @@ impl Rebatched<'_> {
                 }
                 let gone = if reduce.keep_dims { 0 } else { reduce.axes.iter().filter(|&&gone| gone < axis).count() };
                 (Op::Reduce(reduce), axis - gone)
+            }
+            Op::Compare(_) | Op::Where(_) => {
+                let axis = self.aligned(id, at, old.ty(id.value()).shape.len())?;
+                (op, axis)
+            }
+            Op::Unfold(mut unfold) => {
+                let axis = only_first(first, COMPUTED)?;
+                match unfold.windows.get_mut(axis) {
+                    Some(window) if Some(&*window) == x.get(axis).map(|&extent| Window::identity(extent)).as_ref() => {
+                        self.widen(id, Some(&mut window.out))?;
+                    }
+                    _ => return Err(self.unsupported(id, "it has windows over the batch")),
+                }
+                (Op::Unfold(unfold), axis)
+            }
+            Op::Softmax(Softmax { axis: own, .. })
+            | Op::CumSum(CumSum { axis: own, .. })
+            | Op::TopK(TopK { axis: own, .. }) => {
+                let axis = only_first(first, COMPUTED)?;
+                if axis == own {
+                    return Err(self.unsupported(id, "it runs over the batch"));
+                }
+                (op, axis)
+            }
+            Op::ArgReduce(ref arg) => {
+                let axis = only_first(first, COMPUTED)?;
+                if axis == arg.axis {
+                    return Err(self.unsupported(id, "it runs over the batch"));
+                }
+                let to = if arg.axis < axis && !arg.keep_dims { axis - 1 } else { axis };
+                (op, to)
+            }
+            Op::Normalize(ref normalize) => {
+                let axis = only_first(first, COMPUTED)?;
+                if normalize.axes.contains(&axis) {
+                    return Err(self.unsupported(id, "it normalizes over the batch"));
+                }
+                (op, axis)
+            }
+            Op::Gather(ref gather) => match (first, at.get(1).copied().flatten()) {
+                (Some(axis), None) if axis != gather.axis => {
+                    let to = if axis > gather.axis { axis + shape_of(1).len() - 1 } else { axis };
+                    (op, to)
+                }
+                (None, Some(axis)) => {
+                    let to = gather.axis + axis;
+                    (op, to)
+                }
+                _ => return Err(self.unsupported(id, "it looks up elements across the batch")),
+            },
+            Op::Attention(_) => {
+                let places: Vec<Option<usize>> = at.iter().take(3).copied().collect();
+                let masked = at.get(3).copied().flatten();
+                if places != [Some(0); 3] || masked.is_some_and(|axis| axis != 0 || shape_of(3).len() != 4) {
+                    return Err(self.unsupported(id, "its operands do not all have the batch in front"));
+                }
+                (op, 0)
+            }
+            Op::Scatter(_) | Op::QAdd(_) | Op::QSum(_) => {
+                return Err(self.unsupported(id, "it has rows of other samples; run it sample by sample"));
             }
             Op::Const(_) => return Err(self.unsupported(id, "a constant has no batch")),
             Op::Grad(_) => return Err(self.unsupported(id, "it is a gradient; rebatch before differentiating")),

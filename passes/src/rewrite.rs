@@ -212,7 +212,8 @@ impl Affine {
             (BinaryFn::Sub, false) => Self { scale: vec![-1.0; n], shift: c },
             (BinaryFn::Mul, _) => Self { scale: c, shift: zeros },
             (BinaryFn::Div, true) => Self { scale: map(|c| 1.0 / c), shift: zeros },
-            (BinaryFn::Div, false) | (BinaryFn::Pow | BinaryFn::Min | BinaryFn::Max, _) => return Ok(None),
+            (BinaryFn::Div, false)
+            | (BinaryFn::Pow | BinaryFn::Min | BinaryFn::Max | BinaryFn::Mod | BinaryFn::Rem, _) => return Ok(None),
         };
         Ok(Some((x, affine)))
     }

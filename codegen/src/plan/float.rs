@@ -29,8 +29,10 @@ impl Builder<'_> {
         let shape: Vec<u64> = self.graph.ty(node.value()).shape.iter().map(|&extent| extent as u64).collect();
         let a = self.broadcast(node, a, place, &shape)?;
         let b = self.broadcast(node, b, place, &shape)?;
+        let kind =
+            binary_kind(f).ok_or_else(|| self.unsupported(node, format!("no kernel computes `{}` yet", f.name())))?;
         let out = self.result(node)?;
-        self.push(node, place, step::Op::Binary(step::Binary { a, b, out, f: binary_kind(f).into() }));
+        self.push(node, place, step::Op::Binary(step::Binary { a, b, out, f: kind.into() }));
         Ok(())
     }
 
@@ -42,7 +44,7 @@ impl Builder<'_> {
             let reason = format!("from {} to {}; a cast to f32 before the first layer is accepted", from.elem, to.elem);
             return Err(self.unsupported(node, reason));
         }
-        self.unary(node, function(None), place)
+        self.unary(node, IDENTITY, place)
     }
 
     /// A float matrix product. Where nothing but host steps follow, a curved
@@ -117,7 +119,11 @@ impl Builder<'_> {
         }
         operand.strides = outer_strides;
         let out = self.result(node)?;
+        if !self.graph.ty(x).is_f32() {
+            return Err(self.unsupported(node, format!("of {}; f32 is accepted", self.graph.ty(x))));
+        }
         let f = match op.f {
+            ReduceFn::Prod => return Err(self.unsupported(node, "no kernel computes products over axes yet")),
             ReduceFn::Sum => step::ReduceKind::Sum,
             ReduceFn::Mean => step::ReduceKind::Mean,
             ReduceFn::Min => step::ReduceKind::Min,
@@ -157,6 +163,11 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// The function in the schema.
+    pub(crate) fn function(&self, node: NodeId, f: UnaryFn) -> Result<step::Function, CodegenError> {
+        function(f).ok_or_else(|| self.unsupported(node, format!("no kernel computes `{}` yet", f.name())))
+    }
+
     /// Fails unless the result of the node is `f32`.
     fn require_f32(&self, node: NodeId) -> Result<(), CodegenError> {
         let ty = self.graph.ty(node.value());
@@ -181,9 +192,12 @@ impl Builder<'_> {
                 let graph = self.graph;
                 let linear = self.tensor(node, &name, graph.ty(node.value()))?;
                 let out = self.result(node)?;
-                Ok((Activated { linear, host: Some((out, function(Some(f)))) }, None))
+                Ok((Activated { linear, host: Some((out, self.function(node, f)?)) }, None))
             }
-            act => Ok((Activated { linear: self.result(node)?, host: None }, act.map(|f| function(Some(f))))),
+            act => {
+                let act = act.map(|f| self.function(node, f)).transpose()?;
+                Ok((Activated { linear: self.result(node)?, host: None }, act))
+            }
         }
     }
 
@@ -213,35 +227,93 @@ fn is_curved(f: UnaryFn) -> bool {
         | UnaryFn::Exp
         | UnaryFn::Log
         | UnaryFn::Sqrt
-        | UnaryFn::Reciprocal => true,
-        UnaryFn::Relu | UnaryFn::LeakyRelu { .. } | UnaryFn::Clip { .. } | UnaryFn::Abs | UnaryFn::Neg => false,
+        | UnaryFn::Reciprocal
+        | UnaryFn::Gelu
+        | UnaryFn::GeluTanh
+        | UnaryFn::Mish
+        | UnaryFn::Swish { .. }
+        | UnaryFn::Selu { .. }
+        | UnaryFn::Celu { .. }
+        | UnaryFn::Softplus
+        | UnaryFn::Softsign
+        | UnaryFn::Erf
+        | UnaryFn::Sin
+        | UnaryFn::Cos
+        | UnaryFn::Tan
+        | UnaryFn::Asin
+        | UnaryFn::Acos
+        | UnaryFn::Atan
+        | UnaryFn::Sinh
+        | UnaryFn::Cosh
+        | UnaryFn::Asinh
+        | UnaryFn::Acosh
+        | UnaryFn::Atanh => true,
+        UnaryFn::Relu
+        | UnaryFn::LeakyRelu { .. }
+        | UnaryFn::Clip { .. }
+        | UnaryFn::Abs
+        | UnaryFn::Neg
+        | UnaryFn::HardSigmoid { .. }
+        | UnaryFn::HardSwish
+        | UnaryFn::Floor
+        | UnaryFn::Ceil
+        | UnaryFn::Round
+        | UnaryFn::Sign => false,
     }
 }
 
-/// The function in the schema; none is the identity.
-pub(crate) fn function(f: Option<UnaryFn>) -> step::Function {
+/// The number itself.
+const IDENTITY: step::Function = step::Function { kind: step::FunctionKind::Identity as i32, p0: 0.0, p1: 0.0 };
+
+/// The function in the schema, if there is one.
+fn function(f: UnaryFn) -> Option<step::Function> {
     use step::FunctionKind as Kind;
     let (kind, p0, p1) = match f {
-        None => (Kind::Identity, 0.0, 0.0),
-        Some(UnaryFn::Relu) => (Kind::Relu, 0.0, 0.0),
-        Some(UnaryFn::LeakyRelu { alpha }) => (Kind::LeakyRelu, alpha, 0.0),
-        Some(UnaryFn::Elu { alpha }) => (Kind::Elu, alpha, 0.0),
-        Some(UnaryFn::Tanh) => (Kind::Tanh, 0.0, 0.0),
-        Some(UnaryFn::Sigmoid) => (Kind::Sigmoid, 0.0, 0.0),
-        Some(UnaryFn::Silu) => (Kind::Silu, 0.0, 0.0),
-        Some(UnaryFn::Clip { min, max }) => (Kind::Clip, min, max),
-        Some(UnaryFn::Abs) => (Kind::Abs, 0.0, 0.0),
-        Some(UnaryFn::Neg) => (Kind::Neg, 0.0, 0.0),
-        Some(UnaryFn::Exp) => (Kind::Exp, 0.0, 0.0),
-        Some(UnaryFn::Log) => (Kind::Log, 0.0, 0.0),
-        Some(UnaryFn::Sqrt) => (Kind::Sqrt, 0.0, 0.0),
-        Some(UnaryFn::Reciprocal) => (Kind::Reciprocal, 0.0, 0.0),
+        UnaryFn::Relu => (Kind::Relu, 0.0, 0.0),
+        UnaryFn::LeakyRelu { alpha } => (Kind::LeakyRelu, alpha, 0.0),
+        UnaryFn::Elu { alpha } => (Kind::Elu, alpha, 0.0),
+        UnaryFn::Tanh => (Kind::Tanh, 0.0, 0.0),
+        UnaryFn::Sigmoid => (Kind::Sigmoid, 0.0, 0.0),
+        UnaryFn::Silu => (Kind::Silu, 0.0, 0.0),
+        UnaryFn::Clip { min, max } => (Kind::Clip, min, max),
+        UnaryFn::Abs => (Kind::Abs, 0.0, 0.0),
+        UnaryFn::Neg => (Kind::Neg, 0.0, 0.0),
+        UnaryFn::Exp => (Kind::Exp, 0.0, 0.0),
+        UnaryFn::Log => (Kind::Log, 0.0, 0.0),
+        UnaryFn::Sqrt => (Kind::Sqrt, 0.0, 0.0),
+        UnaryFn::Reciprocal => (Kind::Reciprocal, 0.0, 0.0),
+        UnaryFn::Gelu
+        | UnaryFn::GeluTanh
+        | UnaryFn::Mish
+        | UnaryFn::Swish { .. }
+        | UnaryFn::HardSigmoid { .. }
+        | UnaryFn::HardSwish
+        | UnaryFn::Selu { .. }
+        | UnaryFn::Celu { .. }
+        | UnaryFn::Softplus
+        | UnaryFn::Softsign
+        | UnaryFn::Erf
+        | UnaryFn::Sin
+        | UnaryFn::Cos
+        | UnaryFn::Tan
+        | UnaryFn::Asin
+        | UnaryFn::Acos
+        | UnaryFn::Atan
+        | UnaryFn::Sinh
+        | UnaryFn::Cosh
+        | UnaryFn::Asinh
+        | UnaryFn::Acosh
+        | UnaryFn::Atanh
+        | UnaryFn::Floor
+        | UnaryFn::Ceil
+        | UnaryFn::Round
+        | UnaryFn::Sign => return None,
     };
-    step::Function { kind: kind.into(), p0, p1 }
+    Some(step::Function { kind: kind.into(), p0, p1 })
 }
 
-fn binary_kind(f: BinaryFn) -> step::BinaryKind {
-    match f {
+fn binary_kind(f: BinaryFn) -> Option<step::BinaryKind> {
+    Some(match f {
         BinaryFn::Add => step::BinaryKind::Add,
         BinaryFn::Sub => step::BinaryKind::Sub,
         BinaryFn::Mul => step::BinaryKind::Mul,
@@ -249,5 +321,6 @@ fn binary_kind(f: BinaryFn) -> step::BinaryKind {
         BinaryFn::Pow => step::BinaryKind::Pow,
         BinaryFn::Min => step::BinaryKind::Min,
         BinaryFn::Max => step::BinaryKind::Max,
-    }
+        BinaryFn::Mod | BinaryFn::Rem => return None,
+    })
 }

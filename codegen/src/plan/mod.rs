@@ -193,7 +193,10 @@ impl Builder<'_> {
         match op {
             Op::Input(_) => Err(CodegenError::internal("inputs come before other nodes")),
             Op::Const(_) => Ok(()),
-            Op::Unary(op) => self.unary(node, float::function(Some(op.f)), place),
+            Op::Unary(op) => {
+                let f = self.function(node, op.f)?;
+                self.unary(node, f, place)
+            }
             Op::Binary(op) => self.binary(node, op.f, place),
             Op::MatMul(_) => self.matmul(node),
             Op::Linear(op) => self.linear(node, op.act, placement),
@@ -211,6 +214,19 @@ impl Builder<'_> {
             Op::Lookup(_) => self.lookup(node, fusions),
             Op::Dequantize(op) => self.dequantize(node, op),
             Op::LinearWq(op) => self.linear_wq(node, op, placement),
+            Op::Compare(_)
+            | Op::Where(_)
+            | Op::Gather(_)
+            | Op::Scatter(_)
+            | Op::ArgReduce(_)
+            | Op::TopK(_)
+            | Op::CumSum(_)
+            | Op::Unfold(_)
+            | Op::Softmax(_)
+            | Op::Normalize(_)
+            | Op::Attention(_)
+            | Op::QAdd(_)
+            | Op::QSum(_) => Err(self.unsupported(node, "no kernel computes it yet")),
             Op::Grad(_) => {
                 Err(self.unsupported(node, "an artifact holds no backward graph; compile the graph without gradients"))
             }

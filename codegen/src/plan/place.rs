@@ -86,7 +86,15 @@ impl Placement {
 /// Operations that a device is for.
 fn is_anchor(op: &Op) -> bool {
     match op {
-        Op::MatMul(_) | Op::Linear(_) | Op::QLinear(_) | Op::Requantize(_) | Op::Lookup(_) | Op::LinearWq(_) => true,
+        Op::MatMul(_)
+        | Op::Linear(_)
+        | Op::QLinear(_)
+        | Op::Requantize(_)
+        | Op::Lookup(_)
+        | Op::QAdd(_)
+        | Op::QSum(_)
+        | Op::Attention(_)
+        | Op::LinearWq(_) => true,
         Op::Input(_)
         | Op::Const(_)
         | Op::Unary(_)
@@ -98,6 +106,16 @@ fn is_anchor(op: &Op) -> bool {
         | Op::Expand(_)
         | Op::Reduce(_)
         | Op::Cast(_)
+        | Op::Compare(_)
+        | Op::Where(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Unfold(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
         | Op::FakeQuant(_)
         | Op::Quantize(_)
         | Op::Dequantize(_)
@@ -124,6 +142,19 @@ fn is_host(op: &Op) -> bool {
         | Op::Expand(_)
         | Op::Reduce(_)
         | Op::Cast(_)
+        | Op::Compare(_)
+        | Op::Where(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Unfold(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
+        | Op::Attention(_)
+        | Op::QAdd(_)
+        | Op::QSum(_)
         | Op::FakeQuant(_)
         | Op::Grad(_) => false,
     }

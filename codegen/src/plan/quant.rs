@@ -270,6 +270,12 @@ pub(crate) fn code_range(graph: &Graph, value: ValueId) -> (i32, i32) {
     match graph.op(value) {
         Op::Quantize(op) => (op.lo, op.hi),
         Op::Requantize(op) => (op.lo, op.hi),
+        Op::QAdd(op) => (op.lo, op.hi),
+        Op::Unfold(op) => {
+            let fill = op.fill as i32;
+            let inside = graph.operands(value.node).first().map_or_else(whole, |&x| code_range(graph, x));
+            (inside.0.min(fill), inside.1.max(fill))
+        }
         Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Expand(_) | Op::Concat(_) => graph
             .operands(value.node)
             .into_iter()
@@ -285,6 +291,17 @@ pub(crate) fn code_range(graph: &Graph, value: ValueId) -> (i32, i32) {
         | Op::Linear(_)
         | Op::Reduce(_)
         | Op::Cast(_)
+        | Op::Compare(_)
+        | Op::Where(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
+        | Op::Attention(_)
+        | Op::QSum(_)
         | Op::FakeQuant(_)
         | Op::QLinear(_)
         | Op::Dequantize(_)

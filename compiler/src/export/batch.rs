@@ -46,7 +46,20 @@ fn by_rows(graph: &Graph, id: NodeId, batch: usize) -> bool {
         Op::Concat(concat) => concat.axis != 0 && operands.iter().all(|&value| graph.const_of(value).is_none()),
         Op::Reduce(reduce) => !reduce.axes.contains(&0),
         // No export writes these.
-        Op::Grad(_) => false,
+        Op::Grad(_)
+        | Op::Compare(_)
+        | Op::Where(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Unfold(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
+        | Op::Attention(_)
+        | Op::QAdd(_)
+        | Op::QSum(_) => false,
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     builder::Tensor,
     emit::{Emitter, onnx_type},
     exposed_values,
-    functions::{Math, emit_binary, emit_clip, emit_unary, round_to_f32},
+    functions::{Math, emit_binary, emit_clip, emit_unary, is_precise, round_to_f32},
     shapes,
 };
 use crate::frontend::proto::{AttributeProto, ModelProto, data_type};
@@ -59,6 +59,9 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
         },
         Op::Unary(unary) => {
             let x = emitter.operand(id, 0)?;
+            if !is_precise(unary.f) {
+                emitter.mark_inexact(id);
+            }
             Ok(emit_unary(&mut emitter.builder, Math::Precise, unary.f, &x, &out))
         }
         Op::Binary(binary) => {
@@ -108,6 +111,19 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
         Op::Requantize(requantize) => emit_requantize(emitter, id, requantize),
         Op::Lookup(_) => emit_lookup(emitter, id),
         Op::Dequantize(dequantize) => emit_dequantize(emitter, id, dequantize),
+        Op::Compare(_)
+        | Op::Where(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Unfold(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
+        | Op::Attention(_)
+        | Op::QAdd(_)
+        | Op::QSum(_) => Err(emitter.unsupported(id, "this export does not write it yet; use another format")),
         Op::Grad(_) => {
             Err(emitter.unsupported(id, "ONNX has no operation for gradients; export the graph without them"))
         }

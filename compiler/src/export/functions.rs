@@ -23,6 +23,31 @@ pub(super) enum Math {
     Plain,
 }
 
+/// True if [`Math::Precise`] writes the function as it is defined: in one exact
+/// operation, or in `f64` and rounded once.
+pub(super) fn is_precise(f: UnaryFn) -> bool {
+    matches!(
+        f,
+        UnaryFn::Relu
+            | UnaryFn::LeakyRelu { .. }
+            | UnaryFn::Elu { .. }
+            | UnaryFn::Tanh
+            | UnaryFn::Sigmoid
+            | UnaryFn::Silu
+            | UnaryFn::Clip { .. }
+            | UnaryFn::Abs
+            | UnaryFn::Neg
+            | UnaryFn::Exp
+            | UnaryFn::Log
+            | UnaryFn::Sqrt
+            | UnaryFn::Reciprocal
+            | UnaryFn::Floor
+            | UnaryFn::Ceil
+            | UnaryFn::Round
+            | UnaryFn::Sign
+    )
+}
+
 /// Writes `f(x)` for an `f32` tensor, under a name claimed before.
 pub(super) fn emit_unary(builder: &mut Builder, math: Math, f: UnaryFn, x: &Tensor, out: &str) -> Tensor {
     let result = Tensor::new(out, data_type::FLOAT);
@@ -45,6 +70,42 @@ pub(super) fn emit_unary(builder: &mut Builder, math: Math, f: UnaryFn, x: &Tens
             let sigmoid = builder.step("Sigmoid", &[&x.name], Vec::new(), &format!("{out}/sigmoid"));
             builder.node("Mul", &[&x.name, &sigmoid], Vec::new(), out);
         }
+        (UnaryFn::Gelu, _) => direct("Gelu", Vec::new()),
+        (UnaryFn::GeluTanh, _) => direct("Gelu", vec![AttributeProto::string("approximate", "tanh")]),
+        (UnaryFn::Mish, _) => direct("Mish", Vec::new()),
+        (UnaryFn::Swish { alpha }, _) => {
+            let alpha = builder.scalar(&format!("{out}/alpha"), data_type::FLOAT, alpha.into());
+            let slope = builder.step("Mul", &[&x.name, &alpha], Vec::new(), &format!("{out}/slope"));
+            let sigmoid = builder.step("Sigmoid", &[&slope], Vec::new(), &format!("{out}/sigmoid"));
+            builder.node("Mul", &[&x.name, &sigmoid], Vec::new(), out);
+        }
+        (UnaryFn::HardSigmoid { alpha, beta }, _) => {
+            let attributes = vec![AttributeProto::float("alpha", alpha), AttributeProto::float("beta", beta)];
+            direct("HardSigmoid", attributes);
+        }
+        (UnaryFn::HardSwish, _) => direct("HardSwish", Vec::new()),
+        (UnaryFn::Selu { alpha, gamma }, _) => {
+            direct("Selu", vec![AttributeProto::float("alpha", alpha), AttributeProto::float("gamma", gamma)]);
+        }
+        (UnaryFn::Celu { alpha }, _) => direct("Celu", vec![AttributeProto::float("alpha", alpha)]),
+        (UnaryFn::Softplus, _) => direct("Softplus", Vec::new()),
+        (UnaryFn::Softsign, _) => direct("Softsign", Vec::new()),
+        (UnaryFn::Erf, _) => direct("Erf", Vec::new()),
+        (UnaryFn::Sin, _) => direct("Sin", Vec::new()),
+        (UnaryFn::Cos, _) => direct("Cos", Vec::new()),
+        (UnaryFn::Tan, _) => direct("Tan", Vec::new()),
+        (UnaryFn::Asin, _) => direct("Asin", Vec::new()),
+        (UnaryFn::Acos, _) => direct("Acos", Vec::new()),
+        (UnaryFn::Atan, _) => direct("Atan", Vec::new()),
+        (UnaryFn::Sinh, _) => direct("Sinh", Vec::new()),
+        (UnaryFn::Cosh, _) => direct("Cosh", Vec::new()),
+        (UnaryFn::Asinh, _) => direct("Asinh", Vec::new()),
+        (UnaryFn::Acosh, _) => direct("Acosh", Vec::new()),
+        (UnaryFn::Atanh, _) => direct("Atanh", Vec::new()),
+        (UnaryFn::Floor, _) => direct("Floor", Vec::new()),
+        (UnaryFn::Ceil, _) => direct("Ceil", Vec::new()),
+        (UnaryFn::Round, _) => direct("Round", Vec::new()),
+        (UnaryFn::Sign, _) => direct("Sign", Vec::new()),
         (UnaryFn::Elu { .. }, Math::Precise)
         | (UnaryFn::Tanh | UnaryFn::Sigmoid | UnaryFn::Silu, Math::Precise)
         | (UnaryFn::Exp | UnaryFn::Log | UnaryFn::Reciprocal, Math::Precise) => {
@@ -89,12 +150,8 @@ fn emit_f64(builder: &mut Builder, f: UnaryFn, x: &str, out: &str) -> String {
             let above = builder.step("Max", &[x, &zero], Vec::new(), &base);
             builder.step("Add", &[&curved, &above], Vec::new(), &base)
         }
-        UnaryFn::Relu
-        | UnaryFn::LeakyRelu { .. }
-        | UnaryFn::Clip { .. }
-        | UnaryFn::Abs
-        | UnaryFn::Neg
-        | UnaryFn::Sqrt => x.to_owned(),
+        // These are written in `f32`.
+        _ => x.to_owned(),
     }
 }
 
@@ -117,6 +174,19 @@ pub(super) fn emit_binary(builder: &mut Builder, math: Math, f: BinaryFn, [a, b]
         BinaryFn::Pow => "Pow",
         BinaryFn::Min => "Min",
         BinaryFn::Max => "Max",
+        BinaryFn::Mod | BinaryFn::Rem => {
+            if f == BinaryFn::Mod && a.ty == data_type::FLOAT {
+                // ONNX has no floored remainder of floats.
+                let quotient = builder.step("Div", &[&a.name, &b.name], Vec::new(), &format!("{out}/quotient"));
+                let floor = builder.step("Floor", &[&quotient], Vec::new(), &format!("{out}/floor"));
+                let whole = builder.step("Mul", &[&floor, &b.name], Vec::new(), &format!("{out}/whole"));
+                builder.node("Sub", &[&a.name, &whole], Vec::new(), out);
+            } else {
+                let fmod = AttributeProto::int("fmod", i64::from(f == BinaryFn::Rem));
+                builder.node("Mod", &[&a.name, &b.name], vec![fmod], out);
+            }
+            return Tensor::new(out, a.ty);
+        }
     };
     if (f, math, a.ty) == (BinaryFn::Pow, Math::Precise, data_type::FLOAT) {
         let [a, b] = [a, b].map(|x| builder.cast(x, data_type::DOUBLE, &format!("{out}/x64")));

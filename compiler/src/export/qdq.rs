@@ -115,6 +115,19 @@ impl<'g> Qdq<'g> {
             Op::FakeQuant(_) => {
                 Err(self.emitter.unsupported(id, "it has no codes yet; run the pass `lower-quant` first"))
             }
+            Op::Compare(_)
+            | Op::Where(_)
+            | Op::Gather(_)
+            | Op::Scatter(_)
+            | Op::ArgReduce(_)
+            | Op::TopK(_)
+            | Op::CumSum(_)
+            | Op::Unfold(_)
+            | Op::Softmax(_)
+            | Op::Normalize(_)
+            | Op::Attention(_)
+            | Op::QAdd(_)
+            | Op::QSum(_) => Err(self.emitter.unsupported(id, "this export does not write it yet; use another format")),
             Op::Grad(_) => {
                 Err(self.emitter.unsupported(id, "ONNX has no operation for gradients; export the graph without them"))
             }

@@ -55,6 +55,19 @@ pub(super) fn emit(emitter: &mut Emitter<'_>, id: NodeId, xs: &[Tensor], out: &s
         | Op::MatMul(_)
         | Op::Linear(_)
         | Op::Reduce(_)
+        | Op::Compare(_)
+        | Op::Where(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Unfold(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
+        | Op::Attention(_)
+        | Op::QAdd(_)
+        | Op::QSum(_)
         | Op::FakeQuant(_)
         | Op::Quantize(_)
         | Op::QLinear(_)
@@ -94,6 +107,7 @@ pub(super) fn emit_reduce(emitter: &mut Emitter<'_>, reduce: &Reduce, x: &Tensor
         ReduceFn::Mean => "ReduceMean",
         ReduceFn::Min => "ReduceMin",
         ReduceFn::Max => "ReduceMax",
+        ReduceFn::Prod => "ReduceProd",
     };
     let axes = emitter.builder.i64s(&format!("{out}/axes"), &dims(&reduce.axes));
     let attributes = vec![

@@ -50,9 +50,17 @@ fn layer(graph: &Graph, id: NodeId, lowering: Option<&LoweringReport>) -> Option
             Some(Layer { weight_bits: 32, activation_bits: 32, size_after, reason: reason.to_owned(), ..row })
         }
         Op::Lookup(_) => Some(Layer { size_after: 256, reason: "table of 256 codes".to_owned(), ..bare(node) }),
-        Op::Unary(_) | Op::Binary(_) | Op::Reduce(_) | Op::MatMul(_) => {
-            Some(Layer { reason: "in floats".to_owned(), ..bare(node) })
-        }
+        Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Reduce(_)
+        | Op::MatMul(_)
+        | Op::Where(_)
+        | Op::Scatter(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
+        | Op::Attention(_) => Some(Layer { reason: "in floats".to_owned(), ..bare(node) }),
         Op::Input(_)
         | Op::Const(_)
         | Op::Reshape(_)
@@ -61,6 +69,12 @@ fn layer(graph: &Graph, id: NodeId, lowering: Option<&LoweringReport>) -> Option
         | Op::Concat(_)
         | Op::Expand(_)
         | Op::Cast(_)
+        | Op::Compare(_)
+        | Op::Gather(_)
+        | Op::ArgReduce(_)
+        | Op::Unfold(_)
+        | Op::QAdd(_)
+        | Op::QSum(_)
         | Op::FakeQuant(_)
         | Op::Quantize(_)
         | Op::Requantize(_)

@@ -42,7 +42,7 @@ fn pairs<T: Copy>(
 
 /// Exact: a result outside of the type is an error. Division truncates, as in
 /// ONNX.
-fn int_binary(f: BinaryFn, x: i64, y: i64, index: usize, elem: Elem) -> Result<i64, Fault> {
+pub(super) fn int_binary(f: BinaryFn, x: i64, y: i64, index: usize, elem: Elem) -> Result<i64, Fault> {
     let undefined = |what| Err(Fault::Undefined { index, what });
     let value = match f {
         BinaryFn::Add => x.checked_add(y),
@@ -54,6 +54,9 @@ fn int_binary(f: BinaryFn, x: i64, y: i64, index: usize, elem: Elem) -> Result<i
         BinaryFn::Pow => int_pow(x, y),
         BinaryFn::Min => Some(x.min(y)),
         BinaryFn::Max => Some(x.max(y)),
+        BinaryFn::Mod | BinaryFn::Rem if y == 0 => return undefined("remainder of an integer by zero"),
+        BinaryFn::Mod => x.checked_rem(y).map(|rest| if rest != 0 && (rest < 0) != (y < 0) { rest + y } else { rest }),
+        BinaryFn::Rem => x.checked_rem(y),
     };
     let (lo, hi) = int_range(elem);
     value.filter(|value| (lo..=hi).contains(value)).ok_or(Fault::Overflow { index, elem })

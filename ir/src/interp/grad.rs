@@ -5,7 +5,7 @@ use crate::{BinaryGrad, FakeQuantGrad, Grad, Reduce, ReduceFn, SliceGrad, Tensor
 use super::{
     Data, Fault, Tensor, f32s, ints, quant, reduce,
     shape::{broadcast_offsets, slice_offsets},
-    tensor,
+    tensor, window,
 };
 
 pub(super) fn grad(grad: &Grad, operands: &[&Tensor], ty: &TensorType) -> Result<Data, Fault> {
@@ -15,6 +15,7 @@ pub(super) fn grad(grad: &Grad, operands: &[&Tensor], ty: &TensorType) -> Result
         Grad::Reduce(op) => extreme(op, operands),
         Grad::Slice(op) => slice(op, operands, ty),
         Grad::FakeQuant(op) => fake_quant(op, operands),
+        Grad::Unfold(op) => window::unfold_grad(op, operands),
     }
     .map(Data::F32)
 }
@@ -45,7 +46,9 @@ fn extreme(op: &Reduce, operands: &[&Tensor]) -> Result<Vec<f32>, Fault> {
         let extreme = match op.f {
             ReduceFn::Min => numbers().fold(f32::INFINITY, |min, (_, x)| min.min(x)),
             ReduceFn::Max => numbers().fold(f32::NEG_INFINITY, |max, (_, x)| max.max(x)),
-            ReduceFn::Sum | ReduceFn::Mean => return Err(Fault::Internal("a sum has no extreme number")),
+            ReduceFn::Sum | ReduceFn::Mean | ReduceFn::Prod => {
+                return Err(Fault::Internal("a sum has no extreme number"));
+            }
         };
         let n_equal = numbers().filter(|&(_, x)| x == extreme).count();
         for (i, _) in numbers().filter(|&(_, x)| x == extreme) {

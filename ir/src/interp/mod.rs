@@ -13,13 +13,17 @@
 mod elementwise;
 mod error;
 mod grad;
+mod integer;
 mod linear;
+mod normalize;
 mod quant;
 mod reduce;
+mod select;
 mod shape;
 mod tensor;
 #[cfg(test)]
 mod testing;
+mod window;
 
 use std::collections::BTreeMap;
 
@@ -240,6 +244,19 @@ pub fn eval(node: &Node, operands: &[&Tensor]) -> Result<Tensor, InterpError> {
         Op::Concat(concat) => shape::concat(concat, operands, ty),
         Op::Expand(_) => shape::expand(operands, ty),
         Op::Reduce(reduce) => reduce::reduce(reduce, operands),
+        Op::Compare(op) => select::compare(op, operands, ty),
+        Op::Where(_) => select::choose(operands, ty),
+        Op::Gather(op) => select::gather(op, operands),
+        Op::Scatter(op) => select::scatter(op, operands),
+        Op::ArgReduce(op) => select::arg_reduce(op, operands),
+        Op::TopK(op) => select::top_k(op, operands, ty),
+        Op::CumSum(op) => select::cum_sum(op, operands),
+        Op::Unfold(op) => window::unfold(op, operands),
+        Op::Softmax(op) => normalize::softmax(op, operands),
+        Op::Normalize(op) => normalize::normalize(op, operands),
+        Op::Attention(op) => normalize::attention(op, operands, ty),
+        Op::QAdd(op) => integer::q_add(op, operands, ty),
+        Op::QSum(op) => integer::q_sum(op, operands),
         Op::FakeQuant(fake) => quant::fake_quant(fake, operands),
         Op::Quantize(quantize) => quant::quantize(quantize, operands),
         Op::QLinear(_) => quant::qlinear(operands),

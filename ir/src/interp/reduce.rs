@@ -3,7 +3,9 @@
 use crate::{BinaryFn, Reduce, ReduceFn};
 
 use super::{
-    Data, Fault, Tensor, f32s,
+    Data, Fault, Tensor,
+    elementwise::int_binary,
+    f32s,
     shape::{offsets, strides},
     tensor,
 };
@@ -11,8 +13,12 @@ use super::{
 /// Of no numbers the sum is 0, the mean NaN, the minimum `inf` and the maximum
 /// `-inf`. NaN wins over every other number.
 pub(super) fn reduce(reduce: &Reduce, operands: &[&Tensor]) -> Result<Data, Fault> {
+    let x = tensor(operands, 0)?;
+    let Views { inner, outer } = Views::new(&x.ty.shape, &reduce.axes);
+    if let Data::Int(elements) = &x.data {
+        return whole(reduce.f, x, elements, &inner, &outer).map(Data::Int);
+    }
     let elements = f32s(operands, 0)?;
-    let Views { inner, outer } = Views::new(&tensor(operands, 0)?.ty.shape, &reduce.axes);
     let one = |outer: usize| {
         let numbers = inner.iter().map(|&i| elements.get(outer + i).copied().unwrap_or(f32::NAN));
         match reduce.f {
@@ -20,9 +26,32 @@ pub(super) fn reduce(reduce: &Reduce, operands: &[&Tensor]) -> Result<Data, Faul
             ReduceFn::Mean => numbers.fold(0.0, |sum, x| sum + x) / inner.len() as f32,
             ReduceFn::Min => numbers.fold(f32::INFINITY, |min, x| BinaryFn::Min.eval_f32(min, x)),
             ReduceFn::Max => numbers.fold(f32::NEG_INFINITY, |max, x| BinaryFn::Max.eval_f32(max, x)),
+            ReduceFn::Prod => numbers.fold(1.0, |product, x| product * x),
         }
     };
     Ok(Data::F32(outer.into_iter().map(one).collect()))
+}
+
+/// Integers and codes: exact, or an error. There is no extreme one of no numbers.
+fn whole(f: ReduceFn, x: &Tensor, elements: &[i64], inner: &[usize], outer: &[usize]) -> Result<Vec<i64>, Fault> {
+    let (f, neutral) = match f {
+        ReduceFn::Sum => (BinaryFn::Add, Some(0)),
+        ReduceFn::Prod => (BinaryFn::Mul, Some(1)),
+        ReduceFn::Min => (BinaryFn::Min, None),
+        ReduceFn::Max => (BinaryFn::Max, None),
+        ReduceFn::Mean => return Err(Fault::Internal("a mean of integers")),
+    };
+    let one = |(index, &outer): (usize, &usize)| {
+        let mut result = neutral;
+        for number in inner.iter().filter_map(|&i| elements.get(outer + i).copied()) {
+            result = Some(match result {
+                Some(so_far) => int_binary(f, so_far, number, index, x.ty.elem)?,
+                None => number,
+            });
+        }
+        result.ok_or(Fault::Undefined { index, what: "the extreme one of no integers" })
+    };
+    outer.iter().enumerate().map(one).collect()
 }
 
 /// A tensor as numbers that become one, and places where that happens.

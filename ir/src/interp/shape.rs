@@ -50,7 +50,7 @@ pub(super) fn broadcast_offsets(from: &[usize], to: &[usize]) -> Vec<usize> {
 }
 
 /// The elements at some offsets.
-fn gather(data: &Data, at: &[usize]) -> Result<Data, Fault> {
+pub(super) fn gather(data: &Data, at: &[usize]) -> Result<Data, Fault> {
     fn pick<T: Copy>(elements: &[T], at: &[usize]) -> Result<Vec<T>, Fault> {
         let outside = Fault::Internal("a view leaves its tensor");
         at.iter().map(|&i| elements.get(i).copied().ok_or(outside.clone())).collect()

@@ -5,7 +5,7 @@
 //! function has no derivative (a kink, two equal numbers), the choice is that of
 //! PyTorch, so that the stored gradients of one judge the other.
 
-use crate::{BinaryFn, FakeQuant, Op, Reduce, ReduceFn, Slice, TensorType, TypeError, Unary, UnaryFn};
+use crate::{BinaryFn, FakeQuant, Op, Reduce, ReduceFn, Slice, TensorType, TypeError, Unary, UnaryFn, UnfoldGrad};
 
 use super::infer::broadcast;
 
@@ -23,6 +23,8 @@ pub enum Grad {
     Slice(SliceGrad),
     /// Of a quantizer, from `(x, s, g)` or `(x, s, z, g)`.
     FakeQuant(FakeQuantGrad),
+    /// Of windows, from `g`: for each element the sum of `g` over the places that show it, in index order of `g`.
+    Unfold(UnfoldGrad),
 }
 
 /// The operand that a gradient is of.
@@ -118,6 +120,58 @@ impl UnaryFn {
             Self::Log => 1.0 / x,
             Self::Sqrt => 0.5 / libm::sqrt(x),
             Self::Reciprocal => -1.0 / (x * x),
+            Self::Gelu => {
+                let density = libm::exp(-0.5 * x * x) / (2.0 * std::f64::consts::PI).sqrt();
+                0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)) + x * density
+            }
+            Self::GeluTanh => {
+                let c = (2.0 / std::f64::consts::PI).sqrt();
+                let t = libm::tanh(c * (x + 0.044715 * x * x * x));
+                0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * x * x)
+            }
+            Self::Mish => {
+                let t = libm::tanh(Self::Softplus.eval_f64(x));
+                t + x * (1.0 - t * t) * Self::Sigmoid.eval_f64(x)
+            }
+            Self::Swish { alpha } => {
+                let alpha = f64::from(alpha);
+                let y = Self::Sigmoid.eval_f64(alpha * x);
+                y * (1.0 + alpha * x * (1.0 - y))
+            }
+            Self::HardSigmoid { alpha, beta } => {
+                let y = f64::from(alpha) * x + f64::from(beta);
+                f64::from(alpha) * step(y > 0.0 && y < 1.0)
+            }
+            Self::HardSwish if x <= -3.0 => 0.0,
+            Self::HardSwish if x >= 3.0 => 1.0,
+            Self::HardSwish => x / 3.0 + 0.5,
+            Self::Selu { alpha, gamma } => {
+                let (alpha, gamma) = (f64::from(alpha), f64::from(gamma));
+                if x > 0.0 { gamma } else { gamma * alpha * libm::exp(x) }
+            }
+            Self::Celu { alpha } => {
+                if x > 0.0 {
+                    1.0
+                } else {
+                    libm::exp(x / f64::from(alpha))
+                }
+            }
+            Self::Softplus => Self::Sigmoid.eval_f64(x),
+            Self::Softsign => 1.0 / ((1.0 + x.abs()) * (1.0 + x.abs())),
+            Self::Erf => 2.0 / std::f64::consts::PI.sqrt() * libm::exp(-x * x),
+            Self::Sin => libm::cos(x),
+            Self::Cos => -libm::sin(x),
+            Self::Tan => 1.0 + libm::tan(x) * libm::tan(x),
+            Self::Asin => 1.0 / libm::sqrt(1.0 - x * x),
+            Self::Acos => -1.0 / libm::sqrt(1.0 - x * x),
+            Self::Atan => 1.0 / (1.0 + x * x),
+            Self::Sinh => libm::cosh(x),
+            Self::Cosh => libm::sinh(x),
+            Self::Asinh => 1.0 / libm::sqrt(x * x + 1.0),
+            Self::Acosh => 1.0 / libm::sqrt(x * x - 1.0),
+            Self::Atanh => 1.0 / (1.0 - x * x),
+            // Flat, with jumps.
+            Self::Floor | Self::Ceil | Self::Round | Self::Sign => 0.0,
         }
     }
 }
@@ -139,6 +193,9 @@ impl BinaryFn {
             (Self::Pow, Wrt::Second) => libm::pow(a, b) * libm::log(a),
             (Self::Min | Self::Max, _) if a == b => 0.5,
             (Self::Min, _) => step((a < b || a.is_nan()) == (wrt == Wrt::First)),
+            (Self::Mod | Self::Rem, Wrt::First) => 1.0,
+            (Self::Mod, Wrt::Second) => -libm::floor(a / b),
+            (Self::Rem, Wrt::Second) => -libm::trunc(a / b),
             (Self::Max, _) => step((a > b || a.is_nan()) == (wrt == Wrt::First)),
         }
     }
@@ -157,6 +214,7 @@ impl Grad {
             Self::Reduce(_) => "reduce_grad",
             Self::Slice(_) => "slice_grad",
             Self::FakeQuant(_) => "fake_quant_grad",
+            Self::Unfold(_) => "unfold_grad",
         }
     }
 
@@ -186,6 +244,7 @@ impl Grad {
                     _ => Err(self.mismatch("g of f32, in the shape of the slice", operands)),
                 }
             }
+            Self::Unfold(grad) => grad.infer(operands),
             Self::FakeQuant(grad) => {
                 let error = || self.mismatch("x, a scale, perhaps a zero point i32[], and g of f32", operands);
                 let [quantizer @ .., g] = operands else { return Err(error()) };
@@ -206,7 +265,7 @@ impl Grad {
         let error = || self.mismatch("x and g of f32, g in the shape of the minimum or maximum", operands);
         let has_extreme = match reduce.f {
             ReduceFn::Min | ReduceFn::Max => true,
-            ReduceFn::Sum | ReduceFn::Mean => false,
+            ReduceFn::Sum | ReduceFn::Mean | ReduceFn::Prod => false,
         };
         match operands {
             [x, g] if has_extreme && Op::Reduce(reduce.clone()).infer(&[x])? == [(*g).clone()] => Ok((*x).clone()),
@@ -245,10 +304,36 @@ mod tests {
             UnaryFn::Log,
             UnaryFn::Sqrt,
             UnaryFn::Reciprocal,
+            UnaryFn::Gelu,
+            UnaryFn::GeluTanh,
+            UnaryFn::Mish,
+            UnaryFn::Swish { alpha: 1.702 },
+            UnaryFn::HardSigmoid { alpha: 0.2, beta: 0.5 },
+            UnaryFn::HardSwish,
+            UnaryFn::Selu { alpha: 1.67, gamma: 1.05 },
+            UnaryFn::Celu { alpha: 1.3 },
+            UnaryFn::Softplus,
+            UnaryFn::Softsign,
+            UnaryFn::Erf,
+            UnaryFn::Sin,
+            UnaryFn::Cos,
+            UnaryFn::Tan,
+            UnaryFn::Asin,
+            UnaryFn::Acos,
+            UnaryFn::Atan,
+            UnaryFn::Sinh,
+            UnaryFn::Cosh,
+            UnaryFn::Asinh,
+            UnaryFn::Acosh,
+            UnaryFn::Atanh,
+            UnaryFn::Floor,
+            UnaryFn::Ceil,
+            UnaryFn::Round,
+            UnaryFn::Sign,
         ];
         for f in smooth {
             for x in [-2.3, -0.7, 0.3, 0.9, 2.1] {
-                if matches!(f, UnaryFn::Log | UnaryFn::Sqrt) && x < 0.0 {
+                if f.eval_f64(x).is_nan() {
                     continue;
                 }
                 let (exact, slope) = (f.derivative_f64(x), slope(|x| f.eval_f64(x), x));

@@ -1,8 +1,8 @@
 //! Types of results from types of operands.
 
 use crate::{
-    Concat, DType, Elem, Expand, FakeQuant, LinearWq, Op, QuantScheme, Quantize, Reduce, Requantize, Reshape, Slice,
-    TensorType, Transpose, TypeError,
+    Concat, DType, Elem, Expand, FakeQuant, LinearWq, Op, QuantScheme, Quantize, Reduce, ReduceFn, Requantize, Reshape,
+    Slice, TensorType, Transpose, TypeError,
 };
 
 impl Op {
@@ -36,6 +36,19 @@ impl Op {
                 [x] if x.dtype().is_some() => Ok(TensorType::plain(cast.to, x.shape.clone())),
                 _ => Err(self.mismatch("one tensor of plain numbers", operands)),
             },
+            Self::Compare(_) => self.infer_compare(operands),
+            Self::Where(_) => self.infer_where(operands),
+            Self::Gather(gather) => self.infer_gather(gather, operands),
+            Self::Scatter(_) => self.infer_scatter(operands),
+            Self::ArgReduce(op) => self.infer_arg_reduce(op, operands),
+            Self::TopK(op) => self.infer_top_k(op, operands),
+            Self::CumSum(op) => self.infer_cum_sum(op, operands),
+            Self::Unfold(unfold) => unfold.infer(operands),
+            Self::Softmax(op) => self.infer_softmax(op, operands),
+            Self::Normalize(op) => self.infer_normalize(op, operands),
+            Self::Attention(op) => self.infer_attention(op, operands),
+            Self::QAdd(op) => self.infer_q_add(op, operands),
+            Self::QSum(op) => self.infer_q_sum(op, operands),
             Self::FakeQuant(fake) => self.infer_fake_quant(fake, operands),
             Self::Quantize(quantize) => self.infer_quantize(quantize, operands),
             Self::QLinear(_) => match operands {
@@ -168,20 +181,20 @@ impl Op {
     }
 
     fn infer_reduce(&self, reduce: &Reduce, operands: &[&TensorType]) -> Result<TensorType, TypeError> {
-        let error = || self.mismatch("one f32 tensor that has the axes", operands);
+        let error = || self.mismatch("one tensor of numbers that has the axes", operands);
         let [x] = operands else { return Err(error()) };
         let ascending = reduce.axes.windows(2).all(|pair| pair[0] < pair[1]);
-        if !x.is_f32() || !ascending || reduce.axes.iter().any(|&axis| axis >= x.shape.len()) {
+        // Extremes exist for everything that is ordered; sums of codes are `qsum`.
+        let accepted = match (reduce.f, x.elem) {
+            (ReduceFn::Min | ReduceFn::Max, Elem::Code(_)) => true,
+            (ReduceFn::Mean, Elem::Plain(dtype)) => dtype == DType::F32,
+            (_, Elem::Plain(dtype)) => dtype != DType::Bool && dtype != DType::F64,
+            (_, Elem::Code(_)) => false,
+        };
+        if !accepted || !ascending || reduce.axes.iter().any(|&axis| axis >= x.shape.len()) {
             return Err(error());
         }
-        let shape: Vec<usize> = (0..x.shape.len())
-            .filter_map(|axis| match (reduce.axes.contains(&axis), reduce.keep_dims) {
-                (false, _) => Some(x.shape[axis]),
-                (true, true) => Some(1),
-                (true, false) => None,
-            })
-            .collect();
-        Ok(TensorType::f32(shape))
+        Ok(TensorType { elem: x.elem, shape: reduced(&x.shape, &reduce.axes, reduce.keep_dims) })
     }
 
     fn infer_fake_quant(&self, fake: &FakeQuant, operands: &[&TensorType]) -> Result<TensorType, TypeError> {
@@ -254,7 +267,18 @@ fn leaf(op: &Op, operands: &[&TensorType], ty: &TensorType) -> Result<TensorType
     if operands.is_empty() { Ok(ty.clone()) } else { Err(op.mismatch("no operands", operands)) }
 }
 
-fn code_range_fits(scheme: QuantScheme, lo: i32, hi: i32) -> bool {
+/// A shape without some axes, or with extent 1 there.
+pub(super) fn reduced(shape: &[usize], axes: &[usize], keep_dims: bool) -> Vec<usize> {
+    let kept = |(axis, &extent): (usize, &usize)| match (axes.contains(&axis), keep_dims) {
+        (false, _) => Some(extent),
+        (true, true) => Some(1),
+        (true, false) => None,
+    };
+    shape.iter().enumerate().filter_map(kept).collect()
+}
+
+/// True if the codes from `lo` to `hi` are codes of the scheme.
+pub(super) fn code_range_fits(scheme: QuantScheme, lo: i32, hi: i32) -> bool {
     matches!(scheme.bits, 2 | 3 | 4 | 8 | 16) && scheme.lo() <= lo && lo < hi && hi <= scheme.hi()
 }
 

@@ -7,14 +7,24 @@
 //! and only the interpreter and the training executor run it. Matches over [`Op`] name every variant, so the compiler
 //! lists the places that must decide when one is added.
 
+mod function;
 mod grad;
 mod infer;
+mod integer;
+mod normalize;
+mod select;
+mod window;
 
 use std::fmt;
 
 use crate::{ConstId, DType, QuantScheme, TensorType};
 
+pub use function::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 pub use grad::{BinaryGrad, FakeQuantGrad, Grad, SliceGrad, Wrt};
+pub use integer::{QAdd, QSum};
+pub use normalize::{Attention, Normalize, Softmax};
+pub use select::{ArgReduce, Compare, CumSum, Gather, Scatter, ScatterFn, TopK, TopKPart, Where};
+pub use window::{Unfold, UnfoldGrad, Window};
 
 /// What a [`Node`](crate::Node) computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +55,28 @@ pub enum Op {
     Reduce(Reduce),
     /// Another element type.
     Cast(Cast),
+    /// Truth of a comparison, element by element, with NumPy broadcasting.
+    Compare(Compare),
+    /// `a` where the first operand is true, else `b`, with NumPy broadcasting.
+    Where(Where),
+    /// Parts of a tensor by computed index.
+    Gather(Gather),
+    /// A tensor with some rows changed, by computed index.
+    Scatter(Scatter),
+    /// Index of the extreme element along an axis.
+    ArgReduce(ArgReduce),
+    /// The extreme elements along an axis, or their indices.
+    TopK(TopK),
+    /// Running sums along an axis.
+    CumSum(CumSum),
+    /// Windows that slide over a tensor.
+    Unfold(Unfold),
+    /// Softmax along an axis, or its logarithm.
+    Softmax(Softmax),
+    /// Rows scaled to variance 1.
+    Normalize(Normalize),
+    /// Scaled dot-product attention of several heads.
+    Attention(Attention),
     /// Round to the grid of a quantizer and back: `(x, s)` or `(x, s, z)`.
     FakeQuant(FakeQuant),
     /// Entry of a quantized region: `clamp(rne(x * r) + z)`, on the host.
@@ -55,6 +87,10 @@ pub enum Op {
     Requantize(Requantize),
     /// `table[code - lowest code]`.
     Lookup(Lookup),
+    /// Sum of codes or accumulators and codes, requantized with one rounding.
+    QAdd(QAdd),
+    /// Sum of codes over axes, exact in `i32`.
+    QSum(QSum),
     /// Exit of a quantized region: `((q - z) as f64 * s) as f32`, on the host.
     Dequantize(Dequantize),
     /// Weight-only quantization: `act(sum_k x[.., k] * (w[k, N] * s[k / G, N]) + b[N])`.
@@ -79,191 +115,11 @@ pub struct Const {
     pub ty: TensorType,
 }
 
-/// A function of one number.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum UnaryFn {
-    /// `max(x, 0)`.
-    Relu,
-    /// `x` if `x >= 0`, else `alpha * x`.
-    LeakyRelu {
-        /// Slope for negative `x`.
-        alpha: f32,
-    },
-    /// `x` if `x >= 0`, else `alpha * (exp(x) - 1)`.
-    Elu {
-        /// Negative limit is `-alpha`.
-        alpha: f32,
-    },
-    /// Hyperbolic tangent.
-    Tanh,
-    /// `1 / (1 + exp(-x))`.
-    Sigmoid,
-    /// `x * sigmoid(x)`, also called swish.
-    Silu,
-    /// `min(max(x, min), max)`; NaN stays NaN. Infinite bounds mean no bound.
-    Clip {
-        /// Lower bound.
-        min: f32,
-        /// Upper bound.
-        max: f32,
-    },
-    /// `|x|`.
-    Abs,
-    /// `-x`.
-    Neg,
-    /// `e^x`.
-    Exp,
-    /// Natural logarithm.
-    Log,
-    /// Square root.
-    Sqrt,
-    /// `1 / x`.
-    Reciprocal,
-}
-
-impl UnaryFn {
-    /// Name in the text form, without parameters.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Relu => "relu",
-            Self::LeakyRelu { .. } => "leaky_relu",
-            Self::Elu { .. } => "elu",
-            Self::Tanh => "tanh",
-            Self::Sigmoid => "sigmoid",
-            Self::Silu => "silu",
-            Self::Clip { .. } => "clip",
-            Self::Abs => "abs",
-            Self::Neg => "neg",
-            Self::Exp => "exp",
-            Self::Log => "log",
-            Self::Sqrt => "sqrt",
-            Self::Reciprocal => "reciprocal",
-        }
-    }
-
-    /// The function in `f64`, through `libm`: the same bits on every platform.
-    pub fn eval_f64(self, x: f64) -> f64 {
-        match self {
-            Self::Relu => {
-                if x > 0.0 || x.is_nan() {
-                    x
-                } else {
-                    0.0
-                }
-            }
-            Self::LeakyRelu { alpha } => {
-                if x >= 0.0 {
-                    x
-                } else {
-                    f64::from(alpha) * x
-                }
-            }
-            Self::Elu { alpha } => {
-                if x >= 0.0 {
-                    x
-                } else {
-                    f64::from(alpha) * libm::expm1(x)
-                }
-            }
-            Self::Tanh => libm::tanh(x),
-            Self::Sigmoid => 1.0 / (1.0 + libm::exp(-x)),
-            Self::Silu => x / (1.0 + libm::exp(-x)),
-            Self::Clip { min, max } => {
-                let bounded = if x < f64::from(min) { f64::from(min) } else { x };
-                if bounded > f64::from(max) { f64::from(max) } else { bounded }
-            }
-            Self::Abs => x.abs(),
-            Self::Neg => -x,
-            Self::Exp => libm::exp(x),
-            Self::Log => libm::log(x),
-            Self::Sqrt => libm::sqrt(x),
-            Self::Reciprocal => 1.0 / x,
-        }
-    }
-
-    /// The function in `f32`: `f64` arithmetic, rounded once. Every executor on
-    /// the host uses this definition, so float actions agree bit for bit there.
-    pub fn eval_f32(self, x: f32) -> f32 {
-        self.eval_f64(f64::from(x)) as f32
-    }
-}
-
 /// See [`Op::Unary`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unary {
     /// The function.
     pub f: UnaryFn,
-}
-
-/// A function of two numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BinaryFn {
-    /// `a + b`.
-    Add,
-    /// `a - b`.
-    Sub,
-    /// `a * b`.
-    Mul,
-    /// `a / b`.
-    Div,
-    /// `a^b`.
-    Pow,
-    /// The smaller one.
-    Min,
-    /// The larger one.
-    Max,
-}
-
-impl BinaryFn {
-    /// Every function.
-    pub const ALL: [Self; 7] = [Self::Add, Self::Sub, Self::Mul, Self::Div, Self::Pow, Self::Min, Self::Max];
-
-    /// Name in the text form.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Add => "add",
-            Self::Sub => "sub",
-            Self::Mul => "mul",
-            Self::Div => "div",
-            Self::Pow => "pow",
-            Self::Min => "min",
-            Self::Max => "max",
-        }
-    }
-
-    /// The function in `f32`; `pow` goes through `libm` in `f64`. Of `min` and
-    /// `max`, NaN wins, and of two equal numbers (the zeros) the first.
-    pub fn eval_f32(self, a: f32, b: f32) -> f32 {
-        match self {
-            Self::Add => a + b,
-            Self::Sub => a - b,
-            Self::Mul => a * b,
-            Self::Div => a / b,
-            Self::Pow => libm::pow(f64::from(a), f64::from(b)) as f32,
-            Self::Min => first_or_nan(a, b, b < a),
-            Self::Max => first_or_nan(a, b, b > a),
-        }
-    }
-
-    /// As [`BinaryFn::eval_f32`], in `f64`.
-    pub fn eval_f64(self, a: f64, b: f64) -> f64 {
-        match self {
-            Self::Add => a + b,
-            Self::Sub => a - b,
-            Self::Mul => a * b,
-            Self::Div => a / b,
-            Self::Pow => libm::pow(a, b),
-            Self::Min => first_or_nan(a, b, b < a),
-            Self::Max => first_or_nan(a, b, b > a),
-        }
-    }
-}
-
-/// `b` if it wins or is the only NaN, else `a`. Not `f32::min`, which ignores
-/// NaN and leaves the sign of zero open.
-fn first_or_nan<T: Copy + PartialOrd>(a: T, b: T, b_wins: bool) -> T {
-    let is_nan = |x: T| x.partial_cmp(&x).is_none();
-    if b_wins || is_nan(b) && !is_nan(a) { b } else { a }
 }
 
 /// See [`Op::Binary`].
@@ -328,34 +184,6 @@ pub struct Concat {
 pub struct Expand {
     /// The new shape.
     pub shape: Vec<usize>,
-}
-
-/// A function of many numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ReduceFn {
-    /// Sum, in index order.
-    Sum,
-    /// Sum in index order, divided by the count.
-    Mean,
-    /// The smallest one.
-    Min,
-    /// The largest one.
-    Max,
-}
-
-impl ReduceFn {
-    /// Every function.
-    pub const ALL: [Self; 4] = [Self::Sum, Self::Mean, Self::Min, Self::Max];
-
-    /// Name in the text form.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sum => "reduce_sum",
-            Self::Mean => "reduce_mean",
-            Self::Min => "reduce_min",
-            Self::Max => "reduce_max",
-        }
-    }
 }
 
 /// See [`Op::Reduce`].
@@ -485,11 +313,24 @@ impl Op {
             Self::Expand(_) => "expand",
             Self::Reduce(reduce) => reduce.f.name(),
             Self::Cast(_) => "cast",
+            Self::Compare(compare) => compare.f.name(),
+            Self::Where(_) => "where",
+            Self::Gather(_) => "gather",
+            Self::Scatter(_) => "scatter",
+            Self::ArgReduce(_) => "arg_reduce",
+            Self::TopK(_) => "top_k",
+            Self::CumSum(_) => "cum_sum",
+            Self::Unfold(_) => "unfold",
+            Self::Softmax(_) => "softmax",
+            Self::Normalize(_) => "normalize",
+            Self::Attention(_) => "attention",
             Self::FakeQuant(_) => "fake_quant",
             Self::Quantize(_) => "quantize",
             Self::QLinear(_) => "qlinear",
             Self::Requantize(_) => "requantize",
             Self::Lookup(_) => "lookup",
+            Self::QAdd(_) => "qadd",
+            Self::QSum(_) => "qsum",
             Self::Dequantize(_) => "dequantize",
             Self::LinearWq(_) => "linear_wq",
             Self::Grad(grad) => grad.name(),

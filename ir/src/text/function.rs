@@ -4,24 +4,6 @@ use std::fmt::Write as _;
 
 use crate::UnaryFn;
 
-/// Parameters of a function, in the order in which they print.
-pub(super) fn params(f: UnaryFn) -> Vec<(&'static str, f32)> {
-    match f {
-        UnaryFn::LeakyRelu { alpha } | UnaryFn::Elu { alpha } => vec![("alpha", alpha)],
-        UnaryFn::Clip { min, max } => vec![("min", min), ("max", max)],
-        UnaryFn::Relu
-        | UnaryFn::Tanh
-        | UnaryFn::Sigmoid
-        | UnaryFn::Silu
-        | UnaryFn::Abs
-        | UnaryFn::Neg
-        | UnaryFn::Exp
-        | UnaryFn::Log
-        | UnaryFn::Sqrt
-        | UnaryFn::Reciprocal => vec![],
-    }
-}
-
 /// The function of a name, or `None` if there is none. `param` gives the
 /// parameters, asked for in the order in which they print.
 pub(super) fn by_name<E>(
@@ -42,6 +24,32 @@ pub(super) fn by_name<E>(
         "log" => UnaryFn::Log,
         "sqrt" => UnaryFn::Sqrt,
         "reciprocal" => UnaryFn::Reciprocal,
+        "swish" => UnaryFn::Swish { alpha: param("alpha")? },
+        "hard_sigmoid" => UnaryFn::HardSigmoid { alpha: param("alpha")?, beta: param("beta")? },
+        "selu" => UnaryFn::Selu { alpha: param("alpha")?, gamma: param("gamma")? },
+        "celu" => UnaryFn::Celu { alpha: param("alpha")? },
+        "gelu" => UnaryFn::Gelu,
+        "gelu_tanh" => UnaryFn::GeluTanh,
+        "mish" => UnaryFn::Mish,
+        "hard_swish" => UnaryFn::HardSwish,
+        "softplus" => UnaryFn::Softplus,
+        "softsign" => UnaryFn::Softsign,
+        "erf" => UnaryFn::Erf,
+        "sin" => UnaryFn::Sin,
+        "cos" => UnaryFn::Cos,
+        "tan" => UnaryFn::Tan,
+        "asin" => UnaryFn::Asin,
+        "acos" => UnaryFn::Acos,
+        "atan" => UnaryFn::Atan,
+        "sinh" => UnaryFn::Sinh,
+        "cosh" => UnaryFn::Cosh,
+        "asinh" => UnaryFn::Asinh,
+        "acosh" => UnaryFn::Acosh,
+        "atanh" => UnaryFn::Atanh,
+        "floor" => UnaryFn::Floor,
+        "ceil" => UnaryFn::Ceil,
+        "round" => UnaryFn::Round,
+        "sign" => UnaryFn::Sign,
         _ => return Ok(None),
     }))
 }
@@ -49,11 +57,11 @@ pub(super) fn by_name<E>(
 /// `relu` or `clip(-1.0, 1.0)`.
 pub(super) fn call(f: UnaryFn) -> String {
     let mut out = f.name().to_owned();
-    for (i, (_, value)) in params(f).into_iter().enumerate() {
+    for (i, (_, value)) in f.params().into_iter().enumerate() {
         // Writing to a `String` cannot fail.
         let _ = write!(out, "{}{}", if i == 0 { "(" } else { ", " }, float(value));
     }
-    if !params(f).is_empty() {
+    if !f.params().is_empty() {
         out.push(')');
     }
     out

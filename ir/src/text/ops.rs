@@ -1,9 +1,10 @@
 //! Operations from their names and attributes.
 
 use crate::{
-    Binary, BinaryFn, BinaryGrad, Cast, Concat, Dequantize, Elem, Expand, FakeQuant, FakeQuantGrad, Grad, Linear,
-    LinearWq, Lookup, MatMul, Op, QLinear, QuantScheme, Quantize, Reduce, ReduceFn, Requantize, Reshape, Slice,
-    SliceAxis, SliceGrad, TensorType, Transpose, Unary, UnaryFn, Wrt,
+    ArgReduce, Attention, Binary, BinaryFn, BinaryGrad, Cast, Compare, CompareFn, Concat, CumSum, Dequantize, Elem,
+    Expand, FakeQuant, FakeQuantGrad, Gather, Grad, Linear, LinearWq, Lookup, MatMul, Normalize, Op, QAdd, QLinear,
+    QSum, QuantScheme, Quantize, Reduce, ReduceFn, Requantize, Reshape, Scatter, ScatterFn, Slice, SliceAxis,
+    SliceGrad, Softmax, TensorType, TopK, TopKPart, Transpose, Unary, UnaryFn, Unfold, UnfoldGrad, Where, Window, Wrt,
 };
 
 use super::{
@@ -167,6 +168,52 @@ impl<'a> Attributes<'a> {
                 Op::Requantize(Requantize { scheme, lo, hi, zero_point })
             }
             "lookup" => Op::Lookup(Lookup),
+            "where" => Op::Where(Where),
+            "gather" => Op::Gather(Gather { axis: self.required("axis", parse)? }),
+            "scatter" => Op::Scatter(Scatter { f: self.one_of("f", &ScatterFn::ALL, ScatterFn::name)? }),
+            "arg_reduce" => {
+                let axis = self.required("axis", parse)?;
+                let (largest, keep_dims) = (self.flag("largest")?, self.flag("keep_dims")?);
+                Op::ArgReduce(ArgReduce { largest, axis, keep_dims, last: self.flag("last")? })
+            }
+            "top_k" => {
+                let (axis, k) = (self.required("axis", parse)?, self.required("k", parse)?);
+                let largest = self.flag("largest")?;
+                let part = if self.flag("indices")? { TopKPart::Indices } else { TopKPart::Values };
+                Op::TopK(TopK { axis, k, largest, part })
+            }
+            "cum_sum" => {
+                let axis = self.required("axis", parse)?;
+                let exclusive = self.flag("exclusive")?;
+                Op::CumSum(CumSum { axis, exclusive, reverse: self.flag("reverse")? })
+            }
+            "unfold" => Op::Unfold(self.windows()?),
+            "unfold_grad" => {
+                let shape = declared.shape.clone();
+                Op::Grad(Grad::Unfold(UnfoldGrad { unfold: self.windows()?, shape }))
+            }
+            "softmax" => {
+                let axis = self.required("axis", parse)?;
+                Op::Softmax(Softmax { axis, log: self.flag("log")? })
+            }
+            "normalize" => {
+                let (axes, eps) = (self.required_list("axes", parse)?, self.required("eps", parameter)?);
+                Op::Normalize(Normalize { axes, eps, center: self.flag("center")? })
+            }
+            "attention" => Op::Attention(Attention { scale: self.required("scale", parameter)? }),
+            "qadd" => {
+                let scheme = self.declared_scheme(declared)?;
+                let (lo, hi) = self.range(scheme)?;
+                let zero_a = self.number("zero_a", parse)?.unwrap_or(0);
+                let zero_b = self.number("zero_b", parse)?.unwrap_or(0);
+                let zero_point = self.number("zero_point", parse)?.unwrap_or(0);
+                Op::QAdd(QAdd { scheme, lo, hi, zero_a, zero_b, zero_point })
+            }
+            "qsum" => {
+                let axes = self.required_list("axes", parse)?;
+                let keep_dims = self.flag("keep_dims")?;
+                Op::QSum(QSum { axes, keep_dims, zero_point: self.number("zero_point", parse)?.unwrap_or(0) })
+            }
             "dequantize" => Op::Dequantize(Dequantize { zero_point: self.number("zero_point", parse)?.unwrap_or(0) }),
             "linear_wq" => {
                 let group = self.required("group", parse)?;
@@ -230,6 +277,27 @@ impl<'a> Attributes<'a> {
         Ok(Reduce { f, axes, keep_dims: self.flag("keep_dims")? })
     }
 
+    fn windows(&mut self) -> Result<Unfold, ParseError> {
+        let out: Vec<usize> = self.required_list("out", parse)?;
+        let pad: Vec<isize> = self.list("pad", parse)?.unwrap_or_else(|| vec![0; out.len()]);
+        let mut ones = |key| Ok(self.list(key, parse)?.unwrap_or_else(|| vec![1usize; out.len()]));
+        let (size, stride, dilation, spread) = (ones("size")?, ones("stride")?, ones("dilation")?, ones("spread")?);
+        if [&size, &stride, &dilation, &spread].iter().any(|list| list.len() != out.len()) || pad.len() != out.len() {
+            return Err(self.expected("lists of equal length", self.op, self.at));
+        }
+        let numbers = size.into_iter().zip(stride).zip(dilation).zip(spread).zip(pad).zip(out);
+        let windows = numbers.map(|(((((size, stride), dilation), spread), pad), out)| Window {
+            size,
+            stride,
+            dilation,
+            pad,
+            spread,
+            out,
+        });
+        let windows = windows.collect();
+        Ok(Unfold { windows, fill: self.number("fill", parameter)?.unwrap_or(0.0) })
+    }
+
     fn slice(&mut self) -> Result<Slice, ParseError> {
         let start: Vec<usize> = self.required_list("start", parse)?;
         let len: Vec<usize> = self.required_list("len", parse)?;
@@ -245,6 +313,9 @@ impl<'a> Attributes<'a> {
     fn function(&mut self, name: &'a str) -> Result<Op, ParseError> {
         if let Some(f) = BinaryFn::ALL.into_iter().find(|f| f.name() == name) {
             return Ok(Op::Binary(Binary { f }));
+        }
+        if let Some(f) = CompareFn::ALL.into_iter().find(|f| f.name() == name) {
+            return Ok(Op::Compare(Compare { f }));
         }
         if let Some(f) = ReduceFn::ALL.into_iter().find(|f| f.name() == name) {
             return Ok(Op::Reduce(self.reduce(f)?));

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 use crate::{
     ConstData, Constant, Elem, FakeQuant, Grad, Graph, NodeId, Op, Origin, QuantScheme, Reduce, Slice, TensorType,
-    UnaryFn, ValueId, eq::canonical_order,
+    TopKPart, UnaryFn, Unfold, ValueId, Window, eq::canonical_order,
 };
 
 use super::{
@@ -144,11 +144,47 @@ fn attributes(op: &Op) -> Vec<String> {
         | Op::Reshape(_)
         | Op::Expand(_)
         | Op::Cast(_)
+        | Op::Compare(_)
+        | Op::Where(_)
         | Op::QLinear(_)
         | Op::Lookup(_) => vec![],
-        Op::Unary(unary) => {
-            function::params(unary.f).into_iter().map(|(key, x)| format!("{key} = {}", float(x))).collect()
+        Op::Gather(gather) => vec![format!("axis = {}", gather.axis)],
+        Op::Scatter(scatter) => vec![format!("f = {}", scatter.f.name())],
+        Op::ArgReduce(op) => [
+            vec![format!("axis = {}", op.axis)],
+            flags(&[("largest", op.largest), ("keep_dims", op.keep_dims), ("last", op.last)]),
+        ]
+        .concat(),
+        Op::TopK(op) => [
+            vec![format!("axis = {}", op.axis), format!("k = {}", op.k)],
+            flags(&[("largest", op.largest), ("indices", op.part == TopKPart::Indices)]),
+        ]
+        .concat(),
+        Op::CumSum(op) => {
+            [vec![format!("axis = {}", op.axis)], flags(&[("exclusive", op.exclusive), ("reverse", op.reverse)])]
+                .concat()
         }
+        Op::Unfold(unfold) => windows(unfold),
+        Op::Softmax(op) => [vec![format!("axis = {}", op.axis)], flags(&[("log", op.log)])].concat(),
+        Op::Normalize(op) => {
+            [vec![format!("axes = {:?}", op.axes), format!("eps = {}", float(op.eps))], flags(&[("center", op.center)])]
+                .concat()
+        }
+        Op::Attention(op) => vec![format!("scale = {}", float(op.scale))],
+        Op::QAdd(op) => {
+            let mut out = range(op.scheme, op.lo, op.hi);
+            out.extend(offset("zero_a", op.zero_a));
+            out.extend(offset("zero_b", op.zero_b));
+            out.extend(zero_point(op.zero_point));
+            out
+        }
+        Op::QSum(op) => {
+            let mut out = vec![format!("axes = {:?}", op.axes)];
+            out.extend(flags(&[("keep_dims", op.keep_dims)]));
+            out.extend(zero_point(op.zero_point));
+            out
+        }
+        Op::Unary(unary) => unary.f.params().into_iter().map(|(key, x)| format!("{key} = {}", float(x))).collect(),
         Op::Linear(linear) => act(linear.act),
         Op::Transpose(transpose) => vec![format!("perm = {:?}", transpose.perm)],
         Op::Slice(slice) => slice_axes(slice),
@@ -181,6 +217,7 @@ fn grad_attributes(grad: &Grad) -> Vec<String> {
         Grad::Binary(grad) => vec![format!("f = {}", grad.f.name()), format!("wrt = {}", grad.wrt.slot())],
         Grad::Reduce(reduce) => [vec![format!("f = {}", reduce.f.name())], reduced(reduce)].concat(),
         Grad::Slice(grad) => slice_axes(&grad.slice),
+        Grad::Unfold(grad) => windows(&grad.unfold),
         Grad::FakeQuant(grad) => [quantizer(&grad.fake), vec![format!("wrt = {}", grad.wrt.slot())]].concat(),
     }
 }
@@ -228,5 +265,38 @@ fn range(scheme: QuantScheme, lo: i32, hi: i32) -> Vec<String> {
 }
 
 fn zero_point(zero_point: i32) -> Option<String> {
-    (zero_point != 0).then(|| format!("zero_point = {zero_point}"))
+    offset("zero_point", zero_point)
+}
+
+fn offset(key: &str, value: i32) -> Option<String> {
+    (value != 0).then(|| format!("{key} = {value}"))
+}
+
+fn flags(flags: &[(&str, bool)]) -> Vec<String> {
+    flags.iter().filter(|(_, set)| *set).map(|(key, _)| (*key).to_owned()).collect()
+}
+
+/// Lists that only say the usual are left out.
+fn windows(unfold: &Unfold) -> Vec<String> {
+    let numbers = |of: fn(&Window) -> usize| unfold.windows.iter().map(of).collect::<Vec<usize>>();
+    let mut out = vec![format!("out = {:?}", numbers(|window| window.out))];
+    let lists = [
+        ("size", numbers(|window| window.size)),
+        ("stride", numbers(|window| window.stride)),
+        ("dilation", numbers(|window| window.dilation)),
+        ("spread", numbers(|window| window.spread)),
+    ];
+    for (key, list) in lists {
+        if list.iter().any(|&number| number != 1) {
+            out.push(format!("{key} = {list:?}"));
+        }
+    }
+    let pads: Vec<isize> = unfold.windows.iter().map(|window| window.pad).collect();
+    if pads.iter().any(|&pad| pad != 0) {
+        out.push(format!("pad = {pads:?}"));
+    }
+    if unfold.fill.to_bits() != 0 {
+        out.push(format!("fill = {}", float(unfold.fill)));
+    }
+    out
 }

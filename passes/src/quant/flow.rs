@@ -21,8 +21,38 @@ pub(crate) fn fits_a_table(f: UnaryFn) -> bool {
         | UnaryFn::Silu
         | UnaryFn::Clip { .. }
         | UnaryFn::Abs
-        | UnaryFn::Neg => true,
-        UnaryFn::Exp | UnaryFn::Log | UnaryFn::Sqrt | UnaryFn::Reciprocal => false,
+        | UnaryFn::Neg
+        | UnaryFn::Gelu
+        | UnaryFn::GeluTanh
+        | UnaryFn::Mish
+        | UnaryFn::Swish { .. }
+        | UnaryFn::HardSigmoid { .. }
+        | UnaryFn::HardSwish
+        | UnaryFn::Selu { .. }
+        | UnaryFn::Celu { .. }
+        | UnaryFn::Softplus
+        | UnaryFn::Softsign
+        | UnaryFn::Erf
+        | UnaryFn::Sin
+        | UnaryFn::Cos
+        | UnaryFn::Atan
+        | UnaryFn::Asinh => true,
+        // Infinite somewhere, too steep, or with jumps.
+        UnaryFn::Exp
+        | UnaryFn::Log
+        | UnaryFn::Sqrt
+        | UnaryFn::Reciprocal
+        | UnaryFn::Tan
+        | UnaryFn::Asin
+        | UnaryFn::Acos
+        | UnaryFn::Sinh
+        | UnaryFn::Cosh
+        | UnaryFn::Acosh
+        | UnaryFn::Atanh
+        | UnaryFn::Floor
+        | UnaryFn::Ceil
+        | UnaryFn::Round
+        | UnaryFn::Sign => false,
     }
 }
 

@@ -120,8 +120,12 @@ pub(super) fn binary(
         (BinaryFn::Sub, true) => with!(|a: f32, b: f32| b - a),
         (BinaryFn::Div, false) => with!(|a: f32, b: f32| a / b),
         (BinaryFn::Div, true) => with!(|a: f32, b: f32| b / a),
-        (BinaryFn::Min | BinaryFn::Max | BinaryFn::Pow, false) => with!(|a, b| f.eval_f32(a, b)),
-        (BinaryFn::Min | BinaryFn::Max | BinaryFn::Pow, true) => with!(|a, b| f.eval_f32(b, a)),
+        (BinaryFn::Min | BinaryFn::Max | BinaryFn::Pow | BinaryFn::Mod | BinaryFn::Rem, false) => {
+            with!(|a, b| f.eval_f32(a, b));
+        }
+        (BinaryFn::Min | BinaryFn::Max | BinaryFn::Pow | BinaryFn::Mod | BinaryFn::Rem, true) => {
+            with!(|a, b| f.eval_f32(b, a));
+        }
     }
 }
 
@@ -148,7 +152,38 @@ pub(super) fn unary(threads: usize, f: UnaryFn, out: &mut [f32], x: Option<&[f32
         UnaryFn::Neg => with!(|x: f32| -x),
         UnaryFn::Sqrt => with!(f32::sqrt),
         UnaryFn::Reciprocal => with!(|x| 1.0 / x),
-        UnaryFn::Elu { .. } | UnaryFn::Tanh | UnaryFn::Sigmoid | UnaryFn::Silu | UnaryFn::Exp | UnaryFn::Log => {
+        UnaryFn::Elu { .. }
+        | UnaryFn::Tanh
+        | UnaryFn::Sigmoid
+        | UnaryFn::Silu
+        | UnaryFn::Exp
+        | UnaryFn::Log
+        | UnaryFn::Gelu
+        | UnaryFn::GeluTanh
+        | UnaryFn::Mish
+        | UnaryFn::Swish { .. }
+        | UnaryFn::HardSigmoid { .. }
+        | UnaryFn::HardSwish
+        | UnaryFn::Selu { .. }
+        | UnaryFn::Celu { .. }
+        | UnaryFn::Softplus
+        | UnaryFn::Softsign
+        | UnaryFn::Erf
+        | UnaryFn::Sin
+        | UnaryFn::Cos
+        | UnaryFn::Tan
+        | UnaryFn::Asin
+        | UnaryFn::Acos
+        | UnaryFn::Atan
+        | UnaryFn::Sinh
+        | UnaryFn::Cosh
+        | UnaryFn::Asinh
+        | UnaryFn::Acosh
+        | UnaryFn::Atanh
+        | UnaryFn::Floor
+        | UnaryFn::Ceil
+        | UnaryFn::Round
+        | UnaryFn::Sign => {
             with!(|x| f.eval_f32(x));
         }
     }
@@ -171,7 +206,33 @@ pub(super) fn unary_grad(threads: usize, f: UnaryFn, out: &mut [f32], x: &[f32],
         | UnaryFn::Sigmoid
         | UnaryFn::Silu
         | UnaryFn::Exp
-        | UnaryFn::Log => zip(threads, out, x, g, |x, g| (f.derivative_f64(f64::from(x)) * f64::from(g)) as f32),
+        | UnaryFn::Log
+        | UnaryFn::Gelu
+        | UnaryFn::GeluTanh
+        | UnaryFn::Mish
+        | UnaryFn::Swish { .. }
+        | UnaryFn::HardSigmoid { .. }
+        | UnaryFn::HardSwish
+        | UnaryFn::Selu { .. }
+        | UnaryFn::Celu { .. }
+        | UnaryFn::Softplus
+        | UnaryFn::Softsign
+        | UnaryFn::Erf
+        | UnaryFn::Sin
+        | UnaryFn::Cos
+        | UnaryFn::Tan
+        | UnaryFn::Asin
+        | UnaryFn::Acos
+        | UnaryFn::Atan
+        | UnaryFn::Sinh
+        | UnaryFn::Cosh
+        | UnaryFn::Asinh
+        | UnaryFn::Acosh
+        | UnaryFn::Atanh
+        | UnaryFn::Floor
+        | UnaryFn::Ceil
+        | UnaryFn::Round
+        | UnaryFn::Sign => zip(threads, out, x, g, |x, g| (f.derivative_f64(f64::from(x)) * f64::from(g)) as f32),
     }
 }
 

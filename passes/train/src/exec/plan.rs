@@ -114,14 +114,45 @@ fn coded_weights(graph: &Graph, region: &Region) -> BTreeMap<NodeId, CodedWeight
 /// True for functions that go through `f64` for each element.
 fn costly(f: UnaryFn) -> bool {
     match f {
-        UnaryFn::Elu { .. } | UnaryFn::Tanh | UnaryFn::Sigmoid | UnaryFn::Silu | UnaryFn::Exp | UnaryFn::Log => true,
+        UnaryFn::Elu { .. }
+        | UnaryFn::Tanh
+        | UnaryFn::Sigmoid
+        | UnaryFn::Silu
+        | UnaryFn::Exp
+        | UnaryFn::Log
+        | UnaryFn::Gelu
+        | UnaryFn::GeluTanh
+        | UnaryFn::Mish
+        | UnaryFn::Swish { .. }
+        | UnaryFn::Selu { .. }
+        | UnaryFn::Celu { .. }
+        | UnaryFn::Softplus
+        | UnaryFn::Erf
+        | UnaryFn::Sin
+        | UnaryFn::Cos
+        | UnaryFn::Tan
+        | UnaryFn::Asin
+        | UnaryFn::Acos
+        | UnaryFn::Atan
+        | UnaryFn::Sinh
+        | UnaryFn::Cosh
+        | UnaryFn::Asinh
+        | UnaryFn::Acosh
+        | UnaryFn::Atanh => true,
         UnaryFn::Relu
         | UnaryFn::LeakyRelu { .. }
         | UnaryFn::Clip { .. }
         | UnaryFn::Abs
         | UnaryFn::Neg
         | UnaryFn::Sqrt
-        | UnaryFn::Reciprocal => false,
+        | UnaryFn::Reciprocal
+        | UnaryFn::HardSigmoid { .. }
+        | UnaryFn::HardSwish
+        | UnaryFn::Softsign
+        | UnaryFn::Floor
+        | UnaryFn::Ceil
+        | UnaryFn::Round
+        | UnaryFn::Sign => false,
     }
 }
 

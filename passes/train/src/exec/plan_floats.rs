@@ -183,10 +183,13 @@ impl Planner<'_> {
         let wide: Vec<(usize, usize)> = ty.shape.iter().copied().enumerate().filter(|axis| axis.1 != 1).collect();
         let reduced: Vec<bool> = wide.iter().map(|(axis, _)| reduce.axes.contains(axis)).collect();
         let count: usize = wide.iter().filter(|(axis, _)| reduce.axes.contains(axis)).map(|axis| axis.1).product();
+        if !ty.is_f32() {
+            return self.interpret(value);
+        }
         let factor = match reduce.f {
             ReduceFn::Sum => 1.0,
             ReduceFn::Mean => 1.0 / count as f64,
-            ReduceFn::Min | ReduceFn::Max => return self.interpret(value),
+            ReduceFn::Min | ReduceFn::Max | ReduceFn::Prod => return self.interpret(value),
         };
         if ty.n_elements() == 0 {
             return self.interpret(value);

@@ -26,7 +26,33 @@ pub(super) fn unary(
         | UnaryFn::Abs
         | UnaryFn::Log
         | UnaryFn::Sqrt
-        | UnaryFn::Reciprocal => builder.add(Op::Grad(Grad::Unary(Unary { f })), &[x, g]),
+        | UnaryFn::Reciprocal
+        | UnaryFn::Gelu
+        | UnaryFn::GeluTanh
+        | UnaryFn::Mish
+        | UnaryFn::Swish { .. }
+        | UnaryFn::HardSigmoid { .. }
+        | UnaryFn::HardSwish
+        | UnaryFn::Selu { .. }
+        | UnaryFn::Celu { .. }
+        | UnaryFn::Softplus
+        | UnaryFn::Softsign
+        | UnaryFn::Erf
+        | UnaryFn::Sin
+        | UnaryFn::Cos
+        | UnaryFn::Tan
+        | UnaryFn::Asin
+        | UnaryFn::Acos
+        | UnaryFn::Atan
+        | UnaryFn::Sinh
+        | UnaryFn::Cosh
+        | UnaryFn::Asinh
+        | UnaryFn::Acosh
+        | UnaryFn::Atanh
+        | UnaryFn::Floor
+        | UnaryFn::Ceil
+        | UnaryFn::Round
+        | UnaryFn::Sign => builder.add(Op::Grad(Grad::Unary(Unary { f })), &[x, g]),
     }
 }
 
@@ -51,7 +77,8 @@ pub(super) fn binary(
         (BinaryFn::Mul, Wrt::First) => builder.binary(BinaryFn::Mul, g, b)?,
         (BinaryFn::Mul, Wrt::Second) => builder.binary(BinaryFn::Mul, g, a)?,
         (BinaryFn::Div, Wrt::First) => builder.binary(BinaryFn::Div, g, b)?,
-        (BinaryFn::Div, Wrt::Second) | (BinaryFn::Pow | BinaryFn::Min | BinaryFn::Max, _) => {
+        (BinaryFn::Div, Wrt::Second)
+        | (BinaryFn::Pow | BinaryFn::Min | BinaryFn::Max | BinaryFn::Mod | BinaryFn::Rem, _) => {
             builder.add(Op::Grad(Grad::Binary(BinaryGrad { f, wrt })), &[a, b, g])?
         }
     };

@@ -29,6 +29,7 @@ pub(crate) enum Flow {
 
 /// What becomes of the gradient of a node on its way to operand `slot`.
 pub(crate) fn flow(graph: &Graph, id: NodeId, slot: usize) -> Flow {
+    const LATER: &str = "there is no rule for its gradient yet; cut it off the trained part with --output";
     const INTEGERS: &str = "differentiate before `lower-quant`, where quantizers are fake_quant";
     match &graph.node(id).op {
         Op::Input(_) | Op::Const(_) => Flow::Cut,
@@ -41,11 +42,24 @@ pub(crate) fn flow(graph: &Graph, id: NodeId, slot: usize) -> Flow {
         | Op::Slice(_)
         | Op::Concat(_)
         | Op::Expand(_)
-        | Op::Reduce(_) => match graph.ty(id.value()).dtype() {
-            Some(DType::F32) => Flow::Through,
-            Some(DType::F64) => Flow::Refused("compute in f32"),
-            Some(DType::Bool | DType::U8 | DType::I32 | DType::I64) | None => Flow::Cut,
-        },
+        | Op::Reduce(Reduce { f: ReduceFn::Sum | ReduceFn::Mean | ReduceFn::Min | ReduceFn::Max, .. }) => {
+            match graph.ty(id.value()).dtype() {
+                Some(DType::F32) => Flow::Through,
+                Some(DType::F64) => Flow::Refused("compute in f32"),
+                Some(DType::Bool | DType::U8 | DType::I32 | DType::I64) | None => Flow::Cut,
+            }
+        }
+        Op::Reduce(Reduce { f: ReduceFn::Prod, .. }) => Flow::Refused(LATER),
+        Op::Compare(_) | Op::ArgReduce(_) => Flow::Cut,
+        Op::Where(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Unfold(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
+        | Op::Attention(_) => Flow::Refused(LATER),
         Op::Cast(cast) => match cast.to {
             DType::F32 if graph.operands(id).first().is_some_and(|&x| graph.ty(x).is_f32()) => Flow::Through,
             DType::F64 => Flow::Refused("compute in f32"),
@@ -54,9 +68,13 @@ pub(crate) fn flow(graph: &Graph, id: NodeId, slot: usize) -> Flow {
         // The zero point is an integer.
         Op::FakeQuant(_) if slot == 2 => Flow::Cut,
         Op::FakeQuant(_) => Flow::Through,
-        Op::Quantize(_) | Op::QLinear(_) | Op::Requantize(_) | Op::Lookup(_) | Op::Dequantize(_) => {
-            Flow::Refused(INTEGERS)
-        }
+        Op::Quantize(_)
+        | Op::QLinear(_)
+        | Op::Requantize(_)
+        | Op::Lookup(_)
+        | Op::QAdd(_)
+        | Op::QSum(_)
+        | Op::Dequantize(_) => Flow::Refused(INTEGERS),
         Op::LinearWq(_) => Flow::Refused("differentiate before `quantize-weights`"),
         Op::Grad(_) => Flow::Refused("a backward graph has no second derivative"),
     }
@@ -86,6 +104,19 @@ pub(crate) fn backward(
         Op::FakeQuant(op) => fake_quant::fake_quant(builder, op, operands, slot, g),
         Op::Input(_)
         | Op::Const(_)
+        | Op::Compare(_)
+        | Op::Where(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::CumSum(_)
+        | Op::Unfold(_)
+        | Op::Softmax(_)
+        | Op::Normalize(_)
+        | Op::Attention(_)
+        | Op::QAdd(_)
+        | Op::QSum(_)
         | Op::Quantize(_)
         | Op::QLinear(_)
         | Op::Requantize(_)

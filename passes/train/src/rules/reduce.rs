@@ -17,6 +17,7 @@ pub(super) fn reduce(
     let n: usize = op.axes.iter().map(|&axis| shape.get(axis).copied().unwrap_or(1)).product();
     let g = match op.f {
         ReduceFn::Min | ReduceFn::Max => return builder.add(Op::Grad(Grad::Reduce(op.clone())), &[x, g]),
+        ReduceFn::Prod => return Err(TypeError::new(op.f.name(), "no part in a backward graph", &[])),
         ReduceFn::Sum => g,
         ReduceFn::Mean if n == 1 => g,
         ReduceFn::Mean => {
