@@ -2,32 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
-use std::{path::Path, process::Command};
+mod support;
 
 use insta::assert_snapshot;
 
-/// Runs `qailc` in a folder; paths of this machine become `$DIR` and `$POLICIES`.
-fn qailc(folder: &Path, args: &[&str]) -> String {
-    let policies = qail_fixtures::root().join("policies");
-    let args: Vec<String> = args.iter().map(|arg| arg.replace("$POLICIES", &policies.to_string_lossy())).collect();
-    let output = Command::new(env!("CARGO_BIN_EXE_qailc")).args(&args).current_dir(folder).output().unwrap();
-    let mut text = format!("exit {}\n", output.status.code().unwrap_or(-1));
-    for (name, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
-        if !bytes.is_empty() {
-            text.push_str(&format!("--- {name}\n{}", String::from_utf8_lossy(bytes)));
-        }
-    }
-    // Rows of a table end in padding.
-    let text: Vec<&str> = text.lines().map(str::trim_end).collect();
-    text.join("\n").replace(&*policies.to_string_lossy(), "$POLICIES").replace(&*folder.to_string_lossy(), "$DIR")
-}
+use support::{DEMOS, EXPERT, transcript as qailc};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
-
-const EXPERT: &str = "$POLICIES/hopper/hopper_expert.onnx";
-const DEMOS: &str = "$POLICIES/hopper/hopper_demos.npz";
 
 #[test]
 fn check_says_what_is_ready() {

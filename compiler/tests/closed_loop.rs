@@ -3,41 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    time::Instant,
-};
+mod support;
+
+use std::{process::Command, time::Instant};
 
 use insta::assert_snapshot;
 
-const EXPERT: &str = "$POLICIES/hopper/hopper_expert.onnx";
-const DEMOS: &str = "$POLICIES/hopper/hopper_demos.npz";
-
-/// The example `toy_env`, which Cargo builds with the tests of this crate.
-fn toy() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_qailc")).with_file_name("examples").join("toy_env");
-    assert!(path.exists(), "{} is missing: cargo build --example toy_env", path.display());
-    path
-}
-
-/// Runs `qailc` in a folder; paths of this machine become names.
-fn qailc(folder: &Path, args: &[&str]) -> String {
-    let names = [("$POLICIES", qail_fixtures::root().join("policies")), ("$TOY", toy()), ("$DIR", folder.to_owned())];
-    let resolve = |arg: &&str| {
-        names.iter().fold((*arg).to_owned(), |arg, (name, path)| arg.replace(name, &path.to_string_lossy()))
-    };
-    let args: Vec<String> = args.iter().map(resolve).collect();
-    let output = Command::new(env!("CARGO_BIN_EXE_qailc")).args(&args).current_dir(folder).output().unwrap();
-    let mut text = format!("exit {}\n", output.status.code().unwrap_or(-1));
-    for (name, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
-        if !bytes.is_empty() {
-            text.push_str(&format!("--- {name}\n{}", String::from_utf8_lossy(bytes)));
-        }
-    }
-    let text: Vec<&str> = text.lines().map(str::trim_end).collect();
-    names.iter().fold(text.join("\n"), |text, (name, path)| text.replace(&*path.to_string_lossy(), name))
-}
+use support::{DEMOS, EXPERT, transcript as qailc};
 
 /// A folder with `hopper.qail`, 4 bits.
 fn folder() -> tempfile::TempDir {

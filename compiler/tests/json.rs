@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
-use std::{collections::BTreeSet, path::Path, process::Command};
+mod support;
+
+use std::{collections::BTreeSet, path::Path};
 
 use serde_json::Value;
 
-const EXPERT: &str = "$POLICIES/hopper/hopper_expert.onnx";
-const DEMOS: &str = "$POLICIES/hopper/hopper_demos.npz";
+use support::{DEMOS, EXPERT};
 
 /// Arguments, exit code, and a field of the document. In this order: later rows
 /// read what earlier ones wrote.
@@ -59,9 +60,7 @@ const ROWS: &[(&[&str], i32, &str)] = &[
 ];
 
 fn qailc(folder: &Path, args: &[&str]) -> (i32, String, String) {
-    let policies = qail_fixtures::root().join("policies");
-    let args = args.iter().map(|arg| arg.replace("$POLICIES", &policies.to_string_lossy()));
-    let output = Command::new(env!("CARGO_BIN_EXE_qailc")).args(args).current_dir(folder).output().unwrap();
+    let output = support::command(folder, args).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
