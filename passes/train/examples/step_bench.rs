@@ -72,7 +72,7 @@ fn main() {
     let mut step = || {
         let start = Instant::now();
         n_steps += 1;
-        executor.run(&[("x", &x), ("t", &t)]).unwrap();
+        executor.run(&[("x", &x), ("target.y", &t)]).unwrap();
         for parameter in &mut parameters {
             let gradient = executor.read(parameter.gradient).unwrap();
             adam(parameter, gradient, n_steps);

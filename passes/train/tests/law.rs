@@ -10,36 +10,21 @@ mod support;
 use std::collections::BTreeMap;
 
 use qail_ir::{
-    Constant, DType, Elem, Graph, Input, Op, TensorType, UnaryFn, ValueId,
+    Constant, DType, Elem, Graph, Op, TensorType, UnaryFn, ValueId,
     interp::{self, Tensor},
     text,
 };
 use qail_passes::{
     LowerQuant, Pass, PassContext, PassManager, PipelineOptions, Precision, pipeline, quant::region::Region,
+    rebatch::rebatch,
 };
 use qail_train::{CpuExecutor, CpuOptions, ExecError, TrainExecutor};
 use support::{Mlp, Rng, floats, ints};
 
-/// The same graph for `n` samples at once. Nothing in it may hold a batch size.
+/// The same graph for `n` samples at once.
 fn with_batch(graph: &Graph, n: usize) -> Graph {
-    let mut batched = Graph::new(graph.name.clone());
-    let mut places: BTreeMap<ValueId, ValueId> = BTreeMap::new();
-    for id in graph.topo() {
-        let node = graph.node(id).clone();
-        let operands: Vec<ValueId> = graph.operands(id).iter().map(|value| places[value]).collect();
-        let new = match node.op {
-            Op::Const(c) => batched.add_const(node.name, Constant::clone(graph.constant(c.id)), node.origin),
-            Op::Input(Input { mut ty }) => {
-                ty.shape[0] = n;
-                batched.add_input(node.name, ty)
-            }
-            op => batched.add(node.name, op, &operands, node.origin).unwrap().value(),
-        };
-        places.insert(id.value(), new);
-    }
-    for output in &graph.outputs {
-        batched.add_output(output.name.clone(), places[&output.value]);
-    }
+    let mut batched = graph.clone();
+    rebatch(&mut batched, n).unwrap();
     batched
 }
 
@@ -92,9 +77,9 @@ fn random(shape: &[usize], seed: u64, scale: f64) -> Tensor {
     Tensor::f32(shape.to_vec(), (0..n).map(|_| (scale * rng.normal()) as f32).collect())
 }
 
-/// Graphs of one input `x[B, 5]`, written for a batch `B`.
+/// Graphs of one input `x[1, 5]`, for a batch.
 fn text_of(body: &str, batch: usize) -> Graph {
-    let head = "graph @g(%x: f32[B, 5]) -> (OUTPUTS) {
+    let head = "graph @g(%x: f32[1, 5]) -> (OUTPUTS) {batch = 0} {
         %w0 = const rand(1) : f32[5, 6]
         %w0s = const [0.0117, 0.0093, 0.0121, 0.0083, 0.0078, 0.0107] : f32[6]
         %w0q = fake_quant %w0, %w0s {s8, lo = -127, axis = 1} : f32[5, 6]
@@ -109,11 +94,11 @@ fn text_of(body: &str, batch: usize) -> Graph {
         %v = const [0.0413] : f32[]
         %z = const [3] : i32[]
         %z8 = const [37] : i32[]
-        %xq = fake_quant %x, %s {s8} : f32[B, 5]
-        %l = linear %xq, %w0q, %b0 : f32[B, 6]";
+        %xq = fake_quant %x, %s {s8} : f32[1, 5]
+        %l = linear %xq, %w0q, %b0 : f32[1, 6]";
     let (outputs, body) = body.split_once('|').unwrap();
-    let whole = format!("{} {body} }}", head.replace("OUTPUTS", outputs)).replace("[B", &format!("[{batch}"));
-    text::parse(&whole).unwrap_or_else(|error| panic!("{error}\n{whole}"))
+    let whole = format!("{} {body} }}", head.replace("OUTPUTS", outputs));
+    with_batch(&text::parse(&whole).unwrap_or_else(|error| panic!("{error}\n{whole}")), batch)
 }
 
 #[test]
@@ -121,62 +106,62 @@ fn every_route_to_codes_is_that_of_the_lowered_graph() {
     for (what, body) in [
         (
             "relu",
-            "%y | %r = relu %l : f32[B, 6] %q = fake_quant %r, %v {u4} : f32[B, 6]
-            %y = linear %q, %w1q, %b1 : f32[B, 4]",
+            "%y | %r = relu %l : f32[1, 6] %q = fake_quant %r, %v {u4} : f32[1, 6]
+            %y = linear %q, %w1q, %b1 : f32[1, 4]",
         ),
         (
             "a fused function",
-            "%y, %f | %f = linear %xq, %w0q, %b0 {act = relu} : f32[B, 6]
-            %q = fake_quant %f, %v {u4} : f32[B, 6] %y = linear %q, %w1q, %b1 {act = tanh} : f32[B, 4]",
+            "%y, %f | %f = linear %xq, %w0q, %b0 {act = relu} : f32[1, 6]
+            %q = fake_quant %f, %v {u4} : f32[1, 6] %y = linear %q, %w1q, %b1 {act = tanh} : f32[1, 4]",
         ),
         (
             "tanh",
-            "%y, %th | %p = fake_quant %l, %t {s8} : f32[B, 6] %th = tanh %p : f32[B, 6]
-            %q = fake_quant %th, %u {s8} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]",
+            "%y, %th | %p = fake_quant %l, %t {s8} : f32[1, 6] %th = tanh %p : f32[1, 6]
+            %q = fake_quant %th, %u {s8} : f32[1, 6] %y = linear %q, %w1q, %b1 : f32[1, 4]",
         ),
         (
             "silu with zero points",
-            "%y | %p = fake_quant %l, %t, %z8 {u8} : f32[B, 6] %f = silu %p : f32[B, 6]
-            %q = fake_quant %f, %v, %z {u4} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]",
+            "%y | %p = fake_quant %l, %t, %z8 {u8} : f32[1, 6] %f = silu %p : f32[1, 6]
+            %q = fake_quant %f, %v, %z {u4} : f32[1, 6] %y = linear %q, %w1q, %b1 : f32[1, 4]",
         ),
         (
             "clip",
-            "%y | %c = clip %l {min = -0.25, max = 0.4} : f32[B, 6] %q = fake_quant %c, %v {s4} : f32[B, 6]
-            %y = linear %q, %w1q, %b1 : f32[B, 4]",
+            "%y | %c = clip %l {min = -0.25, max = 0.4} : f32[1, 6] %q = fake_quant %c, %v {s4} : f32[1, 6]
+            %y = linear %q, %w1q, %b1 : f32[1, 4]",
         ),
         (
             "a clip that leaves one code",
-            "%y | %c = clip %l {min = 0.0, max = 0.01} : f32[B, 6]
-            %q = fake_quant %c, %v {s4} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]",
+            "%y | %c = clip %l {min = 0.0, max = 0.01} : f32[1, 6]
+            %q = fake_quant %c, %v {s4} : f32[1, 6] %y = linear %q, %w1q, %b1 : f32[1, 4]",
         ),
         (
             "several readers",
-            "%y, %n, %l, %e | %r = relu %l : f32[B, 6] %q = fake_quant %r, %v {u4} : f32[B, 6]
-            %p = fake_quant %r, %u {u8} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]
-            %again = fake_quant %q, %v {u4} : f32[B, 6] %n0 = linear %p, %w1q, %b1 : f32[B, 4]
-            %n1 = linear %again, %w1q, %b1 : f32[B, 4] %n = add %n0, %n1 : f32[B, 4] %e = exp %p : f32[B, 6]",
+            "%y, %n, %l, %e | %r = relu %l : f32[1, 6] %q = fake_quant %r, %v {u4} : f32[1, 6]
+            %p = fake_quant %r, %u {u8} : f32[1, 6] %y = linear %q, %w1q, %b1 : f32[1, 4]
+            %again = fake_quant %q, %v {u4} : f32[1, 6] %n0 = linear %p, %w1q, %b1 : f32[1, 4]
+            %n1 = linear %again, %w1q, %b1 : f32[1, 4] %n = add %n0, %n1 : f32[1, 4] %e = exp %p : f32[1, 6]",
         ),
         (
             "codes of codes",
-            "%y | %p = fake_quant %l, %t {s8} : f32[B, 6] %c = fake_quant %p, %v {s4} : f32[B, 6]
-            %d = fake_quant %c, %t {s8} : f32[B, 6] %a = abs %d : f32[B, 6]
-            %q = fake_quant %a, %v {u4} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]",
+            "%y | %p = fake_quant %l, %t {s8} : f32[1, 6] %c = fake_quant %p, %v {s4} : f32[1, 6]
+            %d = fake_quant %c, %t {s8} : f32[1, 6] %a = abs %d : f32[1, 6]
+            %q = fake_quant %a, %v {u4} : f32[1, 6] %y = linear %q, %w1q, %b1 : f32[1, 4]",
         ),
         (
             "a function that no table holds",
-            "%y | %p = fake_quant %l, %t {s8} : f32[B, 6] %e = exp %p : f32[B, 6]
-            %q = fake_quant %e, %v {u4} : f32[B, 6] %y = linear %q, %w1q, %b1 : f32[B, 4]",
+            "%y | %p = fake_quant %l, %t {s8} : f32[1, 6] %e = exp %p : f32[1, 6]
+            %q = fake_quant %e, %v {u4} : f32[1, 6] %y = linear %q, %w1q, %b1 : f32[1, 4]",
         ),
         (
             "movements",
-            "%y | %p = fake_quant %l, %t {s8} : f32[B, 6] %r = reshape %p : f32[B, 2, 3]
-            %tr = transpose %r {perm = [0, 2, 1]} : f32[B, 3, 2] %fl = reshape %tr : f32[B, 6]
-            %y = linear %fl, %w1q, %b1 : f32[B, 4]",
+            "%y | %p = fake_quant %l, %t {s8} : f32[1, 6] %r = reshape %p : f32[1, 2, 3]
+            %tr = transpose %r {perm = [0, 2, 1]} : f32[1, 3, 2] %fl = reshape %tr : f32[1, 6]
+            %y = linear %fl, %w1q, %b1 : f32[1, 4]",
         ),
         (
             "float islands",
-            "%y, %m | %th = tanh %l : f32[B, 6] %q = fake_quant %th, %u {s8} : f32[B, 6]
-            %y0 = linear %q, %w1q, %b1 : f32[B, 4] %m = mul %y0, %y0 : f32[B, 4] %y = sub %m, %b1 : f32[B, 4]",
+            "%y, %m | %th = tanh %l : f32[1, 6] %q = fake_quant %th, %u {s8} : f32[1, 6]
+            %y0 = linear %q, %w1q, %b1 : f32[1, 4] %m = mul %y0, %y0 : f32[1, 4] %y = sub %m, %b1 : f32[1, 4]",
         ),
     ] {
         for batch in [1, 7, 64] {
@@ -282,8 +267,8 @@ fn weights_are_the_codes_of_the_artifact() {
 #[test]
 fn numbers_without_integers_are_refused_by_name() {
     let graph = text_of(
-        "%y | %r = relu %l : f32[B, 6] %q = fake_quant %r, %v {u4} : f32[B, 6]
-        %y = linear %q, %w1q, %b1 : f32[B, 4]",
+        "%y | %r = relu %l : f32[1, 6] %q = fake_quant %r, %v {u4} : f32[1, 6]
+        %y = linear %q, %w1q, %b1 : f32[1, 4]",
         2,
     );
     let constant = |name: &str| graph.nodes().find(|id| graph.node(*id).name == name).unwrap().value();
@@ -311,7 +296,7 @@ fn numbers_without_integers_are_refused_by_name() {
 
 #[test]
 fn wrong_names_and_sizes_are_typed_errors() {
-    let graph = text_of("%y | %y = relu %l : f32[B, 6]", 2);
+    let graph = text_of("%y | %y = relu %l : f32[1, 6]", 2);
     let constant = |name: &str| graph.nodes().find(|id| graph.node(*id).name == name).unwrap().value();
     let mut executor = CpuExecutor::new(&graph, &CpuOptions::default()).unwrap();
     let x = [0.0f32; 10];
