@@ -9,6 +9,7 @@
 //! bounds = [[-1, 1], [-0.5, 0.5]]        # one pair an action, or one for all
 //! [map]
 //! obs = "observation.state"              # input of the model = array of the data
+//! weights = "importance"                 # so can actions, weights and episode_ends be named
 //! ```
 //! A key that is not known is refused with the nearest one that is; tables of
 //! later versions are refused by name, never skipped.

@@ -173,15 +173,17 @@ fn a_folder_of_arrays_reads_like_an_archive() {
 
 #[test]
 fn a_mapping_names_the_arrays() {
-    let map = DemoMap {
-        inputs: [("obs".to_owned(), "actions".to_owned())].into(),
-        actions: Some("rewards".to_owned()),
-        episode_ends: None,
+    let map = |pairs: &[(&str, &str)]| {
+        let inputs = pairs.iter().map(|(name, key)| ((*name).to_owned(), (*key).to_owned())).collect();
+        DemoMap { inputs }
     };
-    let demos = Demos::open(&plain(), &[("obs", &[3])], &map).unwrap();
+    let both = map(&[("obs", "actions"), ("actions", "rewards")]);
+    let demos = Demos::open(&plain(), &[("obs", &[3])], &both).unwrap();
     assert_eq!((demos.observations()[0].key.as_str(), demos.actions().unwrap().key.as_str()), ("actions", "rewards"));
-    let missing = DemoMap { actions: Some("torques".to_owned()), ..DemoMap::default() };
-    let error = Demos::open(&plain(), &[("obs", &[11])], &missing).unwrap_err();
+    // An input of that name comes first.
+    let demos = Demos::open(&plain(), &[("actions", &[11])], &map(&[("actions", "observations")])).unwrap();
+    assert_eq!(demos.actions().unwrap().key, "actions");
+    let error = Demos::open(&plain(), &[("obs", &[11])], &map(&[("actions", "torques")])).unwrap_err();
     assert_eq!(
         message(error, &plain()),
         "`plain.npz` has no array `torques`, only `actions`, `episode_ends`, `observations`, `rewards`, `terminals`; \
@@ -196,6 +198,28 @@ fn a_wrong_width_names_the_array_and_the_input() {
         message(error, &plain()),
         "`plain.npz`: array `observations` has shape [45, 11], needed is [steps, 17] for input `obs`"
     );
+}
+
+#[test]
+fn a_recording_may_have_a_weight_for_each_step() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("weighed.npz");
+    let open = |map: &[(&str, &str)], shape: &[usize]| {
+        let arrays = [("observations", &[4, 1][..], &[0.0; 4][..]), ("weights", shape, &[1.0, 0.0, 2.0, 0.5])];
+        write_npz(&path, &arrays).unwrap();
+        let inputs = map.iter().map(|(name, key)| ((*name).to_owned(), (*key).to_owned())).collect();
+        Demos::open(&path, &[("obs", &[1])], &DemoMap { inputs })
+    };
+    let demos = open(&[], &[4]).unwrap();
+    assert_eq!(demos.read(demos.weights().unwrap(), 0..4).unwrap(), [1.0, 0.0, 2.0, 0.5]);
+    assert_eq!(open(&[("weights", "observations")], &[4, 1]).unwrap().weights().unwrap().key, "observations");
+    assert_eq!(
+        message(open(&[], &[2, 2]).unwrap_err(), &path),
+        "`weighed.npz`: array `weights` has shape [2, 2], needed is [4, ..], one row a step"
+    );
+    // Weights are no input, and an input is no weight.
+    let demos = Demos::open(&path, &[("weights", &[2])], &DemoMap::default()).unwrap();
+    assert_eq!(demos.weights(), None);
 }
 
 #[test]

@@ -3,14 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
+mod support;
+
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Output, Stdio},
     time::Duration,
 };
 
 use qailc::data::write_npz;
 use tempfile::TempDir;
+
+use support::command;
 
 fn policy(name: &str) -> String {
     qail_fixtures::root().join("policies").join(name).to_string_lossy().into_owned()
@@ -22,12 +26,6 @@ fn expert() -> String {
 
 fn demos() -> String {
     policy("hopper/hopper_demos.npz")
-}
-
-fn command(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_qailc"));
-    command.args(args).current_dir(folder);
-    command
 }
 
 fn qailc(folder: &Path, args: &[&str]) -> Output {
@@ -225,6 +223,81 @@ fn data_that_does_not_fit_is_named() {
     let (code, said) = train(&demos(), &["--method", "qbc", "-b", "w4a16"]);
     assert!(code == 2 && said.contains("keeps float activations"), "{code} {said}");
     assert!(!folder.path().join("x.ckpt").exists());
+}
+
+#[test]
+fn steps_weigh_what_the_recording_says() {
+    let folder = TempDir::new().unwrap();
+    let model = folder.path().join("hopper.onnx");
+    std::fs::copy(expert(), &model).unwrap();
+    let write = |name: &str, key: &str, weight: f32| {
+        let weights: Vec<f32> = (0..40).map(|i| if i == 3 { weight } else { 1.0 }).collect();
+        let observations: Vec<f32> = (0..40 * 11).map(|i| ((i * 37 % 101) as f32 - 50.0) / 100.0).collect();
+        let arrays: [(&str, &[usize], &[f32]); 4] = [
+            ("observations", &[40, 11], &observations),
+            ("actions", &[40, 3], &[0.1; 120]),
+            ("episode_ends", &[2], &[20.0, 40.0]),
+            (key, &[40], &weights),
+        ];
+        write_npz(&folder.path().join(name), &arrays).unwrap();
+    };
+    write("a.npz", "importance", 5.0);
+    write("b.npz", "weights", -1.0);
+    fn train(data: &str) -> Vec<&str> {
+        with(&["train", "hopper.onnx", "--demos", data, "-o", "a.ckpt"], &[])
+    }
+    assert!(!good(folder.path(), &train("a.npz")).contains("weighs in training"));
+    std::fs::write(folder.path().join("policy.toml"), "[map]\nweights = \"importance\"").unwrap();
+    let said = good(folder.path(), &train("a.npz"));
+    assert!(said.contains("array `importance` says how much each step weighs in training"), "{said}");
+    std::fs::remove_file(folder.path().join("policy.toml")).unwrap();
+    let (code, said) = bad(folder.path(), &train("b.npz"));
+    assert!(code == 4 && said.contains("array `weights` has -1 at row 3; a weight is 0 or more"), "{code} {said}");
+}
+
+#[test]
+fn float_activations_are_not_trained_and_that_is_said() {
+    let folder = TempDir::new().unwrap();
+    let (model, data) = (expert(), demos());
+    let said = good(folder.path(), &["compile", &model, "-b", "w4a16", "--demos", &data, "-o", "a.qail"]);
+    assert!(said.contains("w4a16 keeps float activations: nothing is trained (ptq)"), "{said}");
+    for command in ["compile", "train"] {
+        let args = [command, &model, "-b", "w4a16", "--method", "qail", "--demos", &data, "-o", "x"];
+        let (code, said) = bad(folder.path(), &args);
+        assert!(code == 2 && said.contains("only integer precisions") && said.contains("leave --method out"), "{said}");
+    }
+    let (code, said) = bad(folder.path(), &["train", &model, "-b", "w4a16", "--demos", &data, "-o", "x"]);
+    assert!(code == 2 && said.contains("`qailc compile` builds w4a16 from the model"), "{code} {said}");
+}
+
+/// What is compared is the policy that was compiled: the bounds, arrays and
+/// outputs of `policy.toml` belong to the model wherever it is read.
+#[test]
+fn eval_reads_the_policy_file_of_the_model() {
+    let folder = TempDir::new().unwrap();
+    std::fs::copy(expert(), folder.path().join("hopper.onnx")).unwrap();
+    let npz = qailc::data::Npz::open(Path::new(&demos())).unwrap();
+    let [observations, actions] = ["observations", "actions"].map(|key| npz.read_f32(key, 0..200).unwrap());
+    let arrays: [(&str, &[usize], &[f32]); 2] =
+        [("states", &[200, 11], &observations), ("actions", &[200, 3], &actions)];
+    write_npz(&folder.path().join("held.npz"), &arrays).unwrap();
+    let file =
+        "[actions]\nbounds = [[-0.25, 0.25]]\n[policy]\noutputs = { action = \"action\" }\n[map]\nobs = \"states\"";
+    std::fs::write(folder.path().join("policy.toml"), file).unwrap();
+    good(folder.path(), &["compile", "hopper.onnx", "-b", "f32", "-o", "a.qail"]);
+    let eval = ["eval", "a.qail", "--against", "hopper.onnx", "--demos", "held.npz", "--json"];
+    let mse = |args: &[&str]| -> f64 {
+        let text = good(folder.path(), args);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["open_loop"]["outputs"][0]["all"]["mse"].as_f64().unwrap()
+    };
+    assert_eq!(mse(&eval), 0.0);
+    // Without the bounds it is another policy.
+    std::fs::write(folder.path().join("other.toml"), "[map]\nobs = \"states\"").unwrap();
+    assert!(mse(&[&eval[..], &["--policy", "other.toml"]].concat()) > 1e-3);
+    std::fs::write(folder.path().join("policy.toml"), "[actions]\nbouds = [[-1, 1]]").unwrap();
+    let (code, said) = bad(folder.path(), &eval);
+    assert!(code == 4 && said.contains("did you mean `actions.bounds`?"), "{code} {said}");
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! Flags that several subcommands share.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{Args, builder::TypedValueParser};
 use qail_passes::{Calibrate, Observer, PipelineOptions, Precision};
@@ -43,7 +47,7 @@ pub(super) struct DataArgs {
     /// Demonstrations: an `.npz` file or a folder of `.npy` files.
     #[arg(long, value_name = "FILE")]
     pub(super) demos: Option<PathBuf>,
-    /// Which array of the data is which input of the model.
+    /// Which array of the data is which input of the model, or its `actions`, `weights` or `episode_ends`.
     #[arg(long = "map", value_name = "INPUT=KEY")]
     pub(super) map: Vec<Pair<String>>,
     /// Recorded steps to calibrate on, at most.
@@ -65,28 +69,11 @@ impl DataArgs {
     /// The mapping from inputs of the model to arrays of the data.
     pub(super) fn mapping(&self) -> DemoMap {
         let inputs = self.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect();
-        DemoMap { inputs, ..DemoMap::default() }
+        DemoMap { inputs }
     }
 }
 
 impl ModelArgs {
-    /// What the model file does not say: a file, then flags, which win.
-    fn policy(&self) -> Result<Policy, Failure> {
-        let mut policy = match policy::find(self.policy.as_deref(), &self.model) {
-            Some(path) => Policy::read(&path).map_err(|error| {
-                let exit =
-                    if matches!(error, PolicyError::Later { .. }) { Exit::Unsupported } else { Exit::InvalidInput };
-                Failure::new(exit, format!("cannot use `{}`", path.display()), &error)
-            })?,
-            None => Policy::default(),
-        };
-        if let Some(output) = &self.action_output {
-            let part = if policy.head.kind == Some(HeadKind::Gaussian) { "mean" } else { "action" };
-            policy.head.outputs.insert(part.to_owned(), output.clone());
-        }
-        Ok(policy)
-    }
-
     /// How to read the model.
     pub(super) fn import_options(&self) -> ImportOptions {
         ImportOptions {
@@ -94,6 +81,23 @@ impl ModelArgs {
             outputs: (!self.outputs.is_empty()).then(|| self.outputs.clone()),
         }
     }
+}
+
+/// What a model file does not say: `policy.toml`, the file that was named or the
+/// one beside the model, then flags, which win.
+pub(super) fn policy_of(model: &Path, named: Option<&Path>, action: Option<&str>) -> Result<Policy, Failure> {
+    let mut policy = match policy::find(named, model) {
+        Some(path) => Policy::read(&path).map_err(|error| {
+            let exit = if matches!(error, PolicyError::Later { .. }) { Exit::Unsupported } else { Exit::InvalidInput };
+            Failure::new(exit, format!("cannot use `{}`", path.display()), &error)
+        })?,
+        None => Policy::default(),
+    };
+    if let Some(output) = action {
+        let part = if policy.head.kind == Some(HeadKind::Gaussian) { "mean" } else { "action" };
+        policy.head.outputs.insert(part.to_owned(), output.to_owned());
+    }
+    Ok(policy)
 }
 
 /// How to quantize.
@@ -120,7 +124,7 @@ fn parse_observer(text: &str) -> Result<Observer, &'static str> {
 /// The options of a build from the flags of a command and from `policy.toml`.
 pub(super) fn build_options(model: &ModelArgs, data: &DataArgs, quant: &QuantArgs) -> Result<BuildOptions, Failure> {
     let n_calibration = data.n_calibration();
-    let policy = model.policy()?;
+    let policy = policy_of(&model.model, model.policy.as_deref(), model.action_output.as_deref())?;
     let mut map = data.mapping();
     for (input, key) in &policy.map {
         map.inputs.entry(input.clone()).or_insert_with(|| key.clone());
@@ -219,6 +223,27 @@ impl TrainArgs {
             cache_dir,
             save: None,
         }
+    }
+}
+
+/// What `compile` and `train` have in common: a model, data, and what to do with them.
+#[derive(Debug, Args)]
+pub(super) struct RecipeArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    pub(super) quant: QuantArgs,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) train: TrainArgs,
+}
+
+impl RecipeArgs {
+    /// The options of a build that trains.
+    pub(super) fn build_options(&self, training: Training) -> Result<BuildOptions, Failure> {
+        let options = build_options(&self.model, &self.data, &self.quant)?;
+        Ok(BuildOptions { training: Some(training), ..options })
     }
 }
 

@@ -147,10 +147,7 @@ fn read(
 ) -> Result<Vec<Vec<Elements>>, DataError> {
     let inputs: Vec<(&str, &[usize])> =
         session.inputs().iter().map(|port| (port.name.as_str(), extents(port))).collect();
-    let map = DemoMap {
-        inputs: args.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect(),
-        ..DemoMap::default()
-    };
+    let map = DemoMap { inputs: args.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect() };
     let demos = Demos::open(path, &inputs, &map)?;
     let mut streams = demos.observations().iter().map(|field| demos.stream(field)).collect::<Result<Vec<_>, _>>()?;
     let mut states = Vec::new();

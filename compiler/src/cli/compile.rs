@@ -21,14 +21,10 @@ use qail_train::{
     trainer::{Evaluation, StepReport},
 };
 
-use super::{
-    Exit, Failure, Terminal,
-    args::{DataArgs, ModelArgs, QuantArgs, TrainArgs, build_options},
-    failure::of_pipeline,
-};
+use super::{Exit, Failure, Terminal, args::RecipeArgs, failure::of_pipeline};
 use crate::{
     files::{check_writable, write_atomic},
-    pipeline::{self, BuildOptions, Built, Demonstrations, Observer, Quantized},
+    pipeline::{self, Built, Demonstrations, Observer, Quantized},
     qir,
     report::Report,
 };
@@ -37,13 +33,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    quant: QuantArgs,
-    #[command(flatten)]
-    data: DataArgs,
-    #[command(flatten)]
-    train: TrainArgs,
+    recipe: RecipeArgs,
     /// Keep the results of training here, and look for them here first.
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -74,12 +64,12 @@ impl Args {
 
     /// The file that the artifact belongs into.
     pub fn out(&self) -> PathBuf {
-        self.output.clone().unwrap_or_else(|| self.model.model.with_extension("qail"))
+        self.output.clone().unwrap_or_else(|| self.recipe.model.model.with_extension("qail"))
     }
 
     /// How long training may take; whoever observes the build holds it to that.
     pub fn time_budget(&self) -> Option<Duration> {
-        self.train.time_budget()
+        self.recipe.train.time_budget()
     }
 
     /// Compiles. Nothing is written yet, but it was tried whether it could be.
@@ -87,7 +77,7 @@ impl Args {
     /// # Errors
     /// Flags, files, models and data that cannot be used.
     pub fn build(&self, observer: &mut dyn Observer) -> Result<Built, Failure> {
-        let (path, model) = (self.out(), &self.model.model);
+        let (path, model) = (self.out(), &self.recipe.model.model);
         if path == *model {
             return Err(
                 Failure::plain(Exit::Usage, "the artifact would overwrite the model").help("give another name with -o")
@@ -96,12 +86,11 @@ impl Args {
         // Training takes a while: what can fail behind it fails before it.
         check_writable(&path).map_err(|error| not_written(&path, &error))?;
         let built = if is_checkpoint(model) {
-            refuse_flags(self)?;
+            refuse_flags(&self.recipe)?;
             pipeline::compile_checkpoint(model, observer)
         } else {
-            let options = build_options(&self.model, &self.data, &self.quant)?;
-            let training = self.train.training(self.cache_dir.clone());
-            pipeline::compile(model, &BuildOptions { training: Some(training), ..options }, observer)
+            let training = self.recipe.train.training(self.cache_dir.clone());
+            pipeline::compile(model, &self.recipe.build_options(training)?, observer)
         };
         built.map_err(|error| of_pipeline(&self.context(), &error))
     }
@@ -119,7 +108,7 @@ impl Args {
     }
 
     fn context(&self) -> String {
-        format!("cannot compile `{}`", self.model.model.display())
+        format!("cannot compile `{}`", self.recipe.model.model.display())
     }
 }
 
@@ -149,7 +138,7 @@ pub(super) fn is_checkpoint(path: &Path) -> bool {
 }
 
 /// A checkpoint holds everything: flags that would change it are refused.
-fn refuse_flags(args: &Args) -> Result<(), Failure> {
+fn refuse_flags(args: &RecipeArgs) -> Result<(), Failure> {
     let given = [
         ("--bits", args.quant.bits.is_some()),
         ("--demos", args.data.demos.is_some()),

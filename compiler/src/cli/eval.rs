@@ -1,6 +1,7 @@
 //! `qailc eval`: what a policy is worth, on recorded states and in a simulator.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     path::{Path, PathBuf},
     str::FromStr,
@@ -10,7 +11,11 @@ use std::{
 use qail_passes::{PipelineOptions, Precision};
 use qail_runtime::{ArtifactBytes, DeviceSpec, Session};
 
-use super::{Exit, Failure, Terminal, args::Pair as NamePair, compile::Watcher};
+use super::{
+    Exit, Failure, Terminal,
+    args::{Pair as NamePair, policy_of},
+    compile::Watcher,
+};
 use crate::{
     data::{DemoMap, Demos},
     eval::{
@@ -24,6 +29,7 @@ use crate::{
     files::write_atomic,
     frontend::ImportOptions,
     pipeline::{self, BuildOptions},
+    policy::Policy,
 };
 
 /// Flags of the subcommand.
@@ -82,6 +88,9 @@ pub(super) struct Args {
     /// Outputs of an ONNX file to keep, by name. Default: all of them.
     #[arg(long = "output", value_name = "NAME")]
     outputs: Vec<String>,
+    /// What an ONNX file cannot say: bounds, arrays. Default: policy.toml beside it, if there is one.
+    #[arg(long = "policy", value_name = "FILE")]
+    policy_file: Option<PathBuf>,
 }
 
 /// Where an environment comes from.
@@ -161,6 +170,8 @@ struct Source {
     bytes: ArtifactBytes,
     device: DeviceSpec,
     device_name: String,
+    /// What `policy.toml` says, of an ONNX file.
+    said: Policy,
 }
 
 impl Source {
@@ -175,6 +186,8 @@ fn load(path: &Path, args: &Args, terminal: &Terminal) -> Result<Source, Failure
     // Full precision is compared on the processor, where it is exact.
     let device = if is_onnx { DeviceSpec::Cpu(None) } else { args.device };
     let context = format!("cannot load `{}`", path.display());
+    let said =
+        if is_onnx { policy_of(path, args.policy_file.as_deref(), args.action.as_deref())? } else { Policy::default() };
     let bytes = if is_onnx {
         let options = BuildOptions {
             import: ImportOptions {
@@ -186,7 +199,7 @@ fn load(path: &Path, args: &Args, terminal: &Terminal) -> Result<Source, Failure
             map: DemoMap::default(),
             n_calibration: 0,
             seed: 0,
-            policy: crate::policy::Policy::default(),
+            policy: said.clone(),
             training: None,
         };
         let mut watcher = Watcher::new(terminal, None, None);
@@ -196,14 +209,28 @@ fn load(path: &Path, args: &Args, terminal: &Terminal) -> Result<Source, Failure
     } else {
         ArtifactBytes::open(path).map_err(|error| super::failure::of_runtime(&context, &error))?
     };
-    let mut source = Source { bytes, device, device_name: String::new() };
+    let mut source = Source { bytes, device, device_name: String::new(), said };
     let session = source.session().map_err(|error| super::failure::of_runtime(&context, &error))?;
     source.device_name = session.device_name().to_owned();
     Ok(source)
 }
 
-fn mapping(args: &Args) -> std::collections::BTreeMap<String, String> {
+fn mapping(args: &Args) -> BTreeMap<String, String> {
     args.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect()
+}
+
+/// Which array is which input, and which output is the action, if that was said:
+/// by flags, else by the policy, else by what it is compared with.
+fn said(args: &Args, policy: &Source, against: Option<&Source>) -> (BTreeMap<String, String>, Option<String>) {
+    let (mut map, mut action) = (mapping(args), args.action.clone());
+    for said in [Some(policy), against].into_iter().flatten().map(|source| &source.said) {
+        for (input, key) in &said.map {
+            map.entry(input.clone()).or_insert_with(|| key.clone());
+        }
+        let outputs = &said.head.outputs;
+        action = action.or_else(|| outputs.get("action").or_else(|| outputs.get("mean")).cloned());
+    }
+    (map, action)
 }
 
 fn run_open(
@@ -214,17 +241,18 @@ fn run_open(
     terminal: &Terminal,
 ) -> Result<OpenLoop, Failure> {
     let context = format!("cannot evaluate on `{}`", path.display());
+    let (inputs, action) = said(args, policy, against);
+    let map = DemoMap { inputs };
     let loaded = |source: &Source| source.session().map_err(|error| super::failure::of_runtime(&context, &error));
     let mut policy = loaded(policy)?;
     let mut against = against.map(loaded).transpose()?;
     let inputs: Vec<(String, Vec<usize>)> =
         policy.inputs().iter().map(|port| (port.name.clone(), super::run::extents(port).to_vec())).collect();
     let inputs: Vec<(&str, &[usize])> = inputs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
-    let map = DemoMap { inputs: mapping(args), ..DemoMap::default() };
     let demos =
         Demos::open(path, &inputs, &map).map_err(|error| super::failure::of_pipeline(&context, &error.into()))?;
     let bar = terminal.bar(demos.n_steps() as u64, "states");
-    let result = open_loop::open_loop(&mut policy, against.as_mut(), &demos, args.action.as_deref(), &mut |step| {
+    let result = open_loop::open_loop(&mut policy, against.as_mut(), &demos, action.as_deref(), &mut |step| {
         bar.set_position(step as u64);
     });
     bar.finish_and_clear();
@@ -261,7 +289,8 @@ fn run_closed(
     if let Some(path) = &args.output {
         check_folder(path)?;
     }
-    let wiring = Wiring { inputs: mapping(args), action: args.action.clone() };
+    // What a policy file maps to are arrays of the data, not observations of the environment.
+    let wiring = Wiring { inputs: mapping(args), action: said(args, policy, against).1 };
     let timeout = Duration::from_secs_f64(args.env_timeout);
     let make_worker = || -> Result<Worker, LoopError> {
         let env = EnvProcess::start(&env.command, timeout).map_err(LoopError::Start)?;

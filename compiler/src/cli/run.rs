@@ -44,10 +44,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         Session::load_with(bytes, args.device, &options)
     };
     let mut session = load().map_err(|error| super::failure::of_runtime(&format!("cannot load `{shown}`"), &error))?;
-    let map = DemoMap {
-        inputs: args.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect(),
-        ..DemoMap::default()
-    };
+    let map = DemoMap { inputs: args.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect() };
     let recorded = Recorded::open(&args.input, session.inputs(), &map).map_err(|error| {
         Failure::new(Exit::InvalidInput, format!("cannot read observations from `{}`", args.input.display()), &error)
     })?;

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use super::{
     Exit, Failure, Terminal,
-    args::{DataArgs, ModelArgs, QuantArgs, TrainArgs, build_options},
+    args::RecipeArgs,
     compile::{Watcher, say_notes},
     failure::of_pipeline,
 };
 use crate::{
-    pipeline::{self, BuildOptions, Save},
+    pipeline::{self, Save},
     report::output_errors,
 };
 
@@ -17,13 +17,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    quant: QuantArgs,
-    #[command(flatten)]
-    data: DataArgs,
-    #[command(flatten)]
-    train: TrainArgs,
+    recipe: RecipeArgs,
     /// Where to write the checkpoint. Default: the model's name with `.ckpt`.
     #[arg(long = "out", short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
@@ -37,19 +31,19 @@ pub(super) struct Args {
 
 /// Runs the subcommand.
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
-    let path = args.output.clone().unwrap_or_else(|| args.model.model.with_extension("ckpt"));
-    if path == args.model.model {
+    let model = &args.recipe.model.model;
+    let path = args.output.clone().unwrap_or_else(|| model.with_extension("ckpt"));
+    if path == *model {
         return Err(
             Failure::plain(Exit::Usage, "the checkpoint would overwrite the model").help("give another name with -o")
         );
     }
-    let context = format!("cannot train `{}`", args.model.model.display());
-    let mut training = args.train.training(None);
+    let context = format!("cannot train `{}`", model.display());
+    let mut training = args.recipe.train.training(None);
     training.save = Some(Save { path: path.clone(), every: args.save_every, resume: args.resume });
-    let options = build_options(&args.model, &args.data, &args.quant)?;
-    let options = BuildOptions { training: Some(training), ..options };
-    let mut watcher = Watcher::new(terminal, None, args.train.time_budget());
-    let trained = pipeline::train(&args.model.model, &options, &mut watcher);
+    let options = args.recipe.build_options(training)?;
+    let mut watcher = Watcher::new(terminal, None, args.recipe.train.time_budget());
+    let trained = pipeline::train(model, &options, &mut watcher);
     watcher.finish()?;
     let trained = trained.map_err(|error| of_pipeline(&context, &error))?;
     say_notes(&trained.notes, &trained.pass_notes, trained.demonstrations.as_ref(), terminal);

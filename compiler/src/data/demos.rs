@@ -1,4 +1,4 @@
-//! Demonstrations: observations, actions and where episodes end.
+//! Demonstrations: observations, actions, weights of steps, and where episodes end.
 
 use std::{
     collections::BTreeMap,
@@ -11,21 +11,18 @@ use super::{ArrayInfo, DataError, Npz, NumberType, RowReader};
 /// Names of arrays, where they differ from the usual ones.
 ///
 /// An input that is not named here is looked for under its own name, and the
-/// only input of a model under `observations` as well.
+/// only input of a model under `observations` as well. `actions`, `weights` and
+/// `episode_ends` can be named too, unless the model has an input of that name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DemoMap {
     /// Name of a model input to name of an array.
     pub inputs: BTreeMap<String, String>,
-    /// The array of actions; `actions` by default.
-    pub actions: Option<String>,
-    /// The array of episode ends; `episode_ends` by default.
-    pub episode_ends: Option<String>,
 }
 
 /// One array of a set of demonstrations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// Model input that it feeds, or `actions`.
+    /// Model input that it feeds, or `actions`, or `weights`.
     pub name: String,
     /// Name of the array.
     pub key: String,
@@ -40,6 +37,7 @@ pub struct Demos {
     n_steps: usize,
     observations: Vec<Field>,
     actions: Option<Field>,
+    weights: Option<Field>,
     episodes: Vec<Range<usize>>,
 }
 
@@ -47,8 +45,9 @@ impl Demos {
     /// Opens demonstrations for a model with the given inputs: names and
     /// extents of one sample, without the batch axis.
     ///
-    /// Extents of 1 do not matter. Actions and episode ends may be missing:
-    /// then [`Demos::actions`] is `None` and everything is one episode.
+    /// Extents of 1 do not matter. Actions, weights and episode ends may be
+    /// missing: then [`Demos::actions`] and [`Demos::weights`] are `None` and
+    /// everything is one episode.
     pub fn open(path: &Path, inputs: &[(&str, &[usize])], map: &DemoMap) -> Result<Self, DataError> {
         let npz = Npz::open(path)?;
         let mut observations = Vec::new();
@@ -70,21 +69,26 @@ impl Demos {
                 return Err(shape_error(&npz, &field.key, &field.info, expected));
             }
         }
-        let actions = match optional_key(&npz, map.actions.as_deref(), "actions")? {
-            Some(key) => {
-                let info = npz.info(key)?.clone();
-                if info.n_rows() != n_steps {
-                    return Err(shape_error(&npz, key, &info, expected()));
-                }
-                Some(Field { name: "actions".to_owned(), key: key.to_owned(), info })
+        let is_input = |name: &str| inputs.iter().any(|(input, _)| *input == name);
+        let named = |usual: &str| map.inputs.get(usual).filter(|_| !is_input(usual)).map(String::as_str);
+        let beside = |usual: &str| -> Result<Option<Field>, DataError> {
+            let Some(key) = optional_key(&npz, named(usual), usual)? else { return Ok(None) };
+            let info = npz.info(key)?.clone();
+            if info.n_rows() != n_steps {
+                return Err(shape_error(&npz, key, &info, expected()));
             }
-            None => None,
+            Ok(Some(Field { name: usual.to_owned(), key: key.to_owned(), info }))
         };
-        let episodes = match optional_key(&npz, map.episode_ends.as_deref(), "episode_ends")? {
+        let actions = beside("actions")?;
+        let weights = if is_input("weights") { None } else { beside("weights")? };
+        if let Some(field) = weights.as_ref().filter(|field| field.info.row_len() != 1) {
+            return Err(shape_error(&npz, &field.key, &field.info, format!("[{n_steps}], one weight a step")));
+        }
+        let episodes = match optional_key(&npz, named("episode_ends"), "episode_ends")? {
             Some(key) => read_episodes(&npz, key, n_steps)?,
             None => std::iter::once(0..n_steps).collect(),
         };
-        Ok(Self { npz, n_steps, observations, actions, episodes })
+        Ok(Self { npz, n_steps, observations, actions, weights, episodes })
     }
 
     /// Steps of all episodes.
@@ -102,6 +106,11 @@ impl Demos {
         self.actions.as_ref()
     }
 
+    /// The array with a weight for each step, if there is one.
+    pub fn weights(&self) -> Option<&Field> {
+        self.weights.as_ref()
+    }
+
     /// Steps of each episode, in order, without gaps.
     pub fn episodes(&self) -> &[Range<usize>] {
         &self.episodes
@@ -112,8 +121,8 @@ impl Demos {
         &self.npz
     }
 
-    /// Streams one of [`Demos::observations`] or [`Demos::actions`]; NaN and
-    /// infinite numbers are errors that name the step.
+    /// Streams one of [`Demos::observations`], [`Demos::actions`] or
+    /// [`Demos::weights`]; NaN and infinite numbers are errors that name the step.
     pub fn stream(&self, field: &Field) -> Result<StepReader, DataError> {
         let rows = self.npz.rows(&field.key)?;
         let (path, key) = (self.npz.path().to_owned(), field.key.clone());

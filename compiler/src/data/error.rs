@@ -168,6 +168,18 @@ pub enum DataError {
         /// Largest number that fits.
         hi: i64,
     },
+    /// A weight that would drive the policy away from a step.
+    #[error("`{}`: array `{key}` has {value} at row {row}; a weight is 0 or more", path.display())]
+    Weight {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        key: String,
+        /// First such row.
+        row: usize,
+        /// The number.
+        value: f32,
+    },
     /// Episode ends that do not ascend to the number of steps.
     #[error(
         "`{}`: array `{key}` must ascend and end at the number of steps, {n_steps}; entry {index} is {found}",

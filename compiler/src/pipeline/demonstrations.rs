@@ -80,7 +80,8 @@ impl TrainingRows {
     pub fn read(demos: &Demos, n_held_out: usize) -> Result<Self, DataError> {
         let Split { train, held } = Split::of(demos.episodes());
         let numbers = |field: &Field| field.info.row_len();
-        let per_step: usize = demos.observations().iter().chain(demos.actions()).map(numbers).sum();
+        let columns = demos.observations().iter().chain(demos.actions()).chain(demos.weights());
+        let per_step: usize = columns.map(numbers).sum();
         // The teacher's answers take about as much again as the actions.
         let per_step = (per_step + demos.actions().map_or(0, numbers)).max(1) * size_of::<f32>();
         let n_steps = train.iter().map(Range::len).sum();
@@ -98,7 +99,14 @@ fn rows(demos: &Demos, steps: &[usize]) -> Result<Rows, DataError> {
         Ok(Column { name: field.name.clone(), row_len: field.info.row_len(), data })
     };
     let observations = demos.observations().iter().map(column).collect::<Result<_, _>>()?;
-    Ok(Rows { observations, actions: demos.actions().map(column).transpose()? })
+    let weights = demos.weights().map(column).transpose()?;
+    if let (Some(field), Some(column)) = (demos.weights(), &weights)
+        && let Some((index, &value)) = column.data.iter().enumerate().find(|(_, weight)| **weight < 0.0)
+    {
+        let (path, key) = (demos.npz().path().to_owned(), field.key.clone());
+        return Err(DataError::Weight { path, key, row: steps.get(index).copied().unwrap_or(index), value });
+    }
+    Ok(Rows { observations, actions: demos.actions().map(column).transpose()?, weights })
 }
 
 /// Episodes to learn from and episodes to judge on.

@@ -154,8 +154,16 @@ impl Opened {
     fn method(&mut self, options: &BuildOptions) -> Result<Method, PipelineError> {
         let Some(training) = &options.training else { return Ok(Method::Ptq) };
         let has_actions = self.demos.as_ref().is_some_and(|demos| demos.actions().is_some());
-        let (method, note) = training::method(training, options.passes.precision, has_actions)?;
+        let precision = options.passes.precision;
+        let (method, note) = training::method(training, precision, has_actions)?;
         self.notes.extend(note);
+        if training.method.is_none() && !method.trains() && self.demos.is_some() {
+            let why = "keeps float activations: nothing is trained (ptq), the data only measures the error";
+            self.notes.push(format!("{precision} {why}"));
+        }
+        if let Some(weights) = self.demos.as_ref().and_then(Demos::weights).filter(|_| method.trains()) {
+            self.notes.push(format!("array `{}` says how much each step weighs in training", weights.key));
+        }
         Ok(method)
     }
 

@@ -74,7 +74,9 @@ pub(super) fn method(
     let refuse = |method: Method, why: String| Err(PipelineError::Method { method, why });
     match training.method {
         Some(method) if method.trains() && precision.activation_bits().is_none() => {
-            refuse(method, format!("{precision} keeps float activations, and only integer precisions train"))
+            let why =
+                format!("{precision} keeps float activations, and only integer precisions (w8a8, w4a8, w4a4) train");
+            refuse(method, format!("{why}; leave --method out, or choose another -b"))
         }
         Some(method) if method.needs_actions() && !has_actions => {
             refuse(method, "it imitates actions, and the data has none".to_owned())

@@ -17,7 +17,7 @@ pub const MAX_BYTES: usize = 2 << 30;
 /// One array of a set of rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
-    /// Name of the input of a graph, or `actions`.
+    /// Name of the input of a graph, or `actions`, or `weights`.
     pub name: String,
     /// Numbers in a row.
     pub row_len: usize,
@@ -45,6 +45,9 @@ pub struct Rows {
     pub observations: Vec<Column>,
     /// Actions of the expert.
     pub actions: Option<Column>,
+    /// How much each row counts in the loss, one number a row, 0 or more. Rows
+    /// that are judged on all count the same.
+    pub weights: Option<Column>,
 }
 
 impl Rows {
@@ -208,7 +211,7 @@ mod tests {
     fn noise_is_scaled_by_the_feature_and_seeded_by_the_step() {
         let data: Vec<f32> = (0..2000).flat_map(|i| [if i % 2 == 0 { 10.0 } else { -10.0 }, 5.0]).collect();
         let column = Column { name: "obs".to_owned(), row_len: 2, data };
-        let rows = Rows { observations: vec![column.clone()], actions: None };
+        let rows = Rows { observations: vec![column.clone()], ..Rows::default() };
         let noise = Noise::new(&rows, 0.1, 5);
         let mut noisy = vec![column.data.clone()];
         noise.add(3, &mut noisy);

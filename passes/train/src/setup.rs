@@ -44,6 +44,8 @@ pub(crate) enum Source {
     Expert,
     /// This output of the teacher.
     Teacher(usize),
+    /// The weights of the rows.
+    Weight,
 }
 
 impl Machine {
@@ -54,6 +56,7 @@ impl Machine {
         head: &Head,
         parameters: &mut Vec<Parameter>,
         options: &TrainOptions,
+        weighting: Weighting,
         threads: usize,
         notes: &mut Vec<String>,
     ) -> Result<Self, TrainError> {
@@ -65,7 +68,7 @@ impl Machine {
             head: head.clone(),
             qail: method.needs_actions().then_some(from_expert),
             qbc: method.needs_teacher().then_some((options.lambda as f32, from_teacher)),
-            weighting: Weighting::None,
+            weighting,
         };
         let loss = attach(&mut graph, &spec)?;
         keep_those_before(&graph, loss.total, parameters);
@@ -104,6 +107,9 @@ pub(crate) fn source_of(input: &str, observations: &[String], teacher: &[&str]) 
     }
     if input.starts_with("target.") {
         return Some(Source::Expert);
+    }
+    if input == "weight" {
+        return Some(Source::Weight);
     }
     let output = input.strip_prefix("teacher.")?;
     teacher.iter().position(|name| *name == output).map(Source::Teacher)

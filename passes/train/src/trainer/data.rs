@@ -19,6 +19,7 @@ pub(super) struct Data {
     pub(super) sampler: Sampler,
     pub(super) observations: Vec<Vec<f32>>,
     pub(super) expert: Vec<f32>,
+    pub(super) weights: Vec<f32>,
     pub(super) teacher: Vec<Vec<f32>>,
 }
 
@@ -46,7 +47,7 @@ impl Data {
         let sampler = Sampler::new(rows.n_rows(), options.batch, options.seed);
         let observations = vec![Vec::new(); rows.observations.len()];
         let teacher = vec![Vec::new(); answers.len()];
-        Self { rows, answers, noisy, sampler, observations, expert: Vec::new(), teacher }
+        Self { rows, answers, noisy, sampler, observations, expert: Vec::new(), weights: Vec::new(), teacher }
     }
 
     /// The column behind a source.
@@ -55,6 +56,7 @@ impl Data {
             Source::Observation(index) => (self.rows.observations.get(*index), "observations"),
             Source::Expert => (self.rows.actions.as_ref(), "actions"),
             Source::Teacher(index) => (self.answers.get(*index), "teacher"),
+            Source::Weight => (self.rows.weights.as_ref(), "weights"),
         };
         column.ok_or_else(|| TrainError::NoColumn { name: name.to_owned() })
     }
@@ -70,6 +72,9 @@ impl Data {
         }
         if let Some(actions) = &self.rows.actions {
             gather(&mut self.expert, actions, &rows);
+        }
+        if let Some(weights) = &self.rows.weights {
+            gather(&mut self.weights, weights, &rows);
         }
         let Some((noise, teacher, names)) = &mut self.noisy else { return Ok(()) };
         noise.add(step, &mut self.observations);
@@ -93,6 +98,7 @@ impl Data {
             }
             Source::Expert => (Some(&self.expert), self.rows.actions.as_ref().map(|column| column.row_len)),
             Source::Teacher(index) => (self.teacher.get(*index), self.answers.get(*index).map(|column| column.row_len)),
+            Source::Weight => (Some(&self.weights), Some(1)),
         };
         let len = rows * row_len.unwrap_or(0);
         all.and_then(|all| all.get(run * len..(run + 1) * len)).unwrap_or_default()

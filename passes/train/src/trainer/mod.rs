@@ -19,7 +19,7 @@ use qail_ir::{
 };
 
 use crate::{
-    GradientError, Head, LossError,
+    GradientError, Head, LossError, Weighting,
     batches::Rows,
     exec::ExecError,
     forward::Forward,
@@ -253,7 +253,8 @@ impl Trainer {
         }
         let mut notes = Vec::new();
         let mut parameters = parameters(prepared, samples)?;
-        let machine = Machine::new(prepared, &head, &mut parameters, &options, threads, &mut notes)?;
+        let weighting = if train.weights.is_some() { Weighting::All } else { Weighting::None };
+        let machine = Machine::new(prepared, &head, &mut parameters, &options, weighting, threads, &mut notes)?;
         let action = head.outputs().first().map_or(String::new(), |name| (*name).to_owned());
         let batch = FORWARD_BATCH.min(held_out.n_rows());
         let student = Forward::new(prepared, &parameters, batch, threads, &mut notes)?;

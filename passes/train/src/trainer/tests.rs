@@ -78,6 +78,7 @@ fn rows(n: usize) -> Rows {
     Rows {
         observations: vec![Column { name: "x".to_owned(), row_len: 1, data: x }],
         actions: Some(Column { name: "actions".to_owned(), row_len: 1, data: actions }),
+        weights: None,
     }
 }
 
