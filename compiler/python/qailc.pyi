@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, final, type_check_only
 
 import numpy
 
@@ -10,12 +10,14 @@ __version__: str
 
 _Path = str | PathLike[str]
 
+@type_check_only
 class Device(TypedDict):
     device: str
     kind: str
     name: str
     driver: str
 
+@type_check_only
 class Blocker(TypedDict):
     node: str
     op: str
@@ -52,6 +54,7 @@ class NoDevice(Error):
 class ArtifactError(Error):
     """The artifact is damaged or of another version."""
 
+@final
 class PortInfo:
     """An input or output of a policy."""
 
@@ -71,6 +74,7 @@ class PortInfo:
     def upper(self) -> list[float] | None:
         """Largest value of each element of the last axis, or None if it is not known."""
 
+@final
 class Policy:
     """A compiled policy, loaded and ready to run.
 
