@@ -96,7 +96,7 @@ fn lipschitz(f: UnaryFn) -> f64 {
         UnaryFn::LeakyRelu { alpha } | UnaryFn::Elu { alpha } => f64::from(alpha.abs()).max(1.0),
         UnaryFn::Sigmoid => 0.25,
         UnaryFn::Silu => 1.1,
-        UnaryFn::Exp | UnaryFn::Log | UnaryFn::Sqrt | UnaryFn::Reciprocal => panic!("no error bound for {}", f.name()),
+        other => panic!("no error bound for {}", other.name()),
     }
 }
 
@@ -106,7 +106,7 @@ fn binary_error(f: BinaryFn, (a, ea): (f64, f64), (b, eb): (f64, f64), y: f64) -
         BinaryFn::Mul => a.abs() * eb + b.abs() * ea,
         BinaryFn::Div => (ea + y.abs() * eb) / b.abs(),
         BinaryFn::Min | BinaryFn::Max => ea.max(eb),
-        BinaryFn::Pow => panic!("no error bound for pow"),
+        other => panic!("no error bound for {}", other.name()),
     };
     carried + U * y.abs()
 }
