@@ -87,6 +87,8 @@ mod tests {
         let text =
             "graph @g() -> (%y) { %q = const [1, -2] : qs4[2] %y = unfold %q {out = [3], fill = -8.0} : qs4[3] }";
         assert_eq!(run(text, &[]).unwrap().as_ints().unwrap(), [1, -2, -8]);
+        let negative = text.replace("-8.0", "-9.0");
+        assert!(crate::text::parse(&negative).is_err());
         assert!(error("unfold %x {out = [2], fill = nan} : f32[2]", &[f32("x", [2], &[0.0; 2])]).contains("fill"));
     }
 

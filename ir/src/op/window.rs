@@ -1,6 +1,6 @@
 //! Windows that slide over a tensor: what convolution, pooling and padding read.
 
-use crate::{Elem, Op, TensorType, TypeError};
+use crate::{DType, Elem, Op, TensorType, TypeError};
 
 /// See [`Op::Unfold`].
 ///
@@ -17,7 +17,7 @@ use crate::{Elem, Op, TensorType, TypeError};
 pub struct Unfold {
     /// One entry an axis.
     pub windows: Vec<Window>,
-    /// What stands beyond the edges: a finite number or an infinity; for integers and codes a whole one.
+    /// What stands beyond the edges: a finite number or an infinity; for integers and codes one of them.
     pub fill: f32,
 }
 
@@ -74,14 +74,28 @@ impl Unfold {
     pub(super) fn infer(&self, operands: &[&TensorType]) -> Result<TensorType, TypeError> {
         let error = || TypeError::new("unfold", "one tensor with a sound window an axis", operands);
         let [x] = operands else { return Err(error()) };
-        let is_float = matches!(x.elem, Elem::Plain(dtype) if dtype.is_float());
-        let fill_fits = if is_float { !self.fill.is_nan() } else { self.fill.is_finite() && self.fill.fract() == 0.0 };
+        let fill_fits = match range(x.elem) {
+            None => !self.fill.is_nan(),
+            Some((lo, hi)) => self.fill.fract() == 0.0 && (lo..=hi).contains(&f64::from(self.fill)),
+        };
         if self.windows.len() != x.shape.len() || !self.windows.iter().all(Window::is_sound) || !fill_fits {
             return Err(error());
         }
         let mut shape: Vec<usize> = self.windows.iter().map(|window| window.out).collect();
         shape.extend(self.windows.iter().map(|window| window.size).filter(|&size| size > 1));
         Ok(TensorType { elem: x.elem, shape })
+    }
+}
+
+/// Smallest and largest element of a type that holds whole numbers.
+fn range(elem: Elem) -> Option<(f64, f64)> {
+    match elem {
+        Elem::Plain(DType::F32 | DType::F64) => None,
+        Elem::Plain(DType::Bool) => Some((0.0, 1.0)),
+        Elem::Plain(DType::U8) => Some((0.0, 255.0)),
+        Elem::Plain(DType::I32) => Some((f64::from(i32::MIN), f64::from(i32::MAX))),
+        Elem::Plain(DType::I64) => Some((i64::MIN as f64, i64::MAX as f64)),
+        Elem::Code(scheme) => Some((f64::from(scheme.lo()), f64::from(scheme.hi()))),
     }
 }
 

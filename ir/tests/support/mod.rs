@@ -1,5 +1,7 @@
 //! Random graphs: every operation, awkward names, shared values, empty tensors.
 
+mod layers;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use qail_ir::{
@@ -79,6 +81,32 @@ pub(crate) fn function(dice: &mut Dice) -> UnaryFn {
         UnaryFn::Log,
         UnaryFn::Sqrt,
         UnaryFn::Reciprocal,
+        UnaryFn::Gelu,
+        UnaryFn::GeluTanh,
+        UnaryFn::Mish,
+        UnaryFn::Swish { alpha },
+        UnaryFn::HardSigmoid { alpha, beta: 0.5 },
+        UnaryFn::HardSwish,
+        UnaryFn::Selu { alpha, gamma: 1.5 },
+        UnaryFn::Celu { alpha: alpha + 0.5 },
+        UnaryFn::Softplus,
+        UnaryFn::Softsign,
+        UnaryFn::Erf,
+        UnaryFn::Sin,
+        UnaryFn::Cos,
+        UnaryFn::Tan,
+        UnaryFn::Asin,
+        UnaryFn::Acos,
+        UnaryFn::Atan,
+        UnaryFn::Sinh,
+        UnaryFn::Cosh,
+        UnaryFn::Asinh,
+        UnaryFn::Acosh,
+        UnaryFn::Atanh,
+        UnaryFn::Floor,
+        UnaryFn::Ceil,
+        UnaryFn::Round,
+        UnaryFn::Sign,
     ];
     dice.pick(&all)
 }
@@ -162,7 +190,7 @@ impl Builder {
         let f = function(&mut self.dice);
         let act = self.dice.flip().then_some(f);
         let scheme = scheme(&mut self.dice);
-        match self.dice.below(24) {
+        match self.dice.below(36) {
             0 => {
                 let elem = elem(&mut self.dice);
                 let shape = shape(&mut self.dice);
@@ -253,7 +281,10 @@ impl Builder {
             20 => {
                 if self.dice.flip() {
                     let table = self.constant(TensorType::code(scheme, [256]), true);
-                    self.add(Op::Lookup(Lookup), &[x, table]);
+                    let bytes = QuantScheme { bits: 8, ..scheme };
+                    let codes = self.constant(TensorType::code(bytes, ty.shape.clone()), true);
+                    let codes = if ty.scheme().is_some_and(|scheme| scheme.bits == 8) { x } else { codes };
+                    self.add(Op::Lookup(Lookup), &[codes, table]);
                 } else {
                     let s = self.positive(TensorType::plain(DType::F64, [last]));
                     let zero_point = self.dice.below(2) as i32;
@@ -268,6 +299,7 @@ impl Builder {
                 let fake = FakeQuant { scheme, lo: scheme.lo(), hi: scheme.hi(), axis: None, group: None };
                 self.add(Op::Grad(Grad::FakeQuant(FakeQuantGrad { fake, wrt })), &[x, s, x]);
             }
+            23..=32 => self.layer(x, &ty, scheme),
             _ => {
                 let group = 1 + self.dice.below(4);
                 let w = self.constant(TensorType::code(scheme, [last, n]), true);
