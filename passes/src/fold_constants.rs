@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use qail_ir::{Graph, NodeId, Op, Origin, interp};
+use qail_ir::{Graph, NodeId, Op, Origin, ValueId, interp};
 
 use crate::{Changed, Exactness, Pass, PassContext, PassError, rewrite};
 
@@ -100,8 +100,8 @@ fn is_foldable(op: &Op) -> bool {
     }
 }
 
-/// Runs the node alone and puts its result in its place.
-fn fold(graph: &mut Graph, id: NodeId) -> Result<(), PassError> {
+/// Runs a node that reads constants alone, and puts its result in its place.
+pub(crate) fn fold(graph: &mut Graph, id: NodeId) -> Result<ValueId, PassError> {
     let node = graph.node(id).clone();
     let mut alone = Graph::new("constant");
     let mut operands = Vec::new();
@@ -120,5 +120,5 @@ fn fold(graph: &mut Graph, id: NodeId) -> Result<(), PassError> {
     let constant = tensor.to_constant().map_err(|_| internal())?;
     let new = graph.add_const(node.name.clone(), constant, node.origin.clone());
     rewrite::take_over(graph, id, new);
-    Ok(())
+    Ok(new)
 }

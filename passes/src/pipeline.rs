@@ -2,7 +2,8 @@
 
 use crate::{
     Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldNormalizer, FuseLinearAct,
-    InsertFakeQuant, LiftSilu, LowerQuant, MergeLinearBias, OptimizeRounding, Pass, Precision, QuantizeWeights,
+    InsertFakeQuant, LiftSilu, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, Precision,
+    QuantizeWeights,
 };
 
 /// What the default pipeline depends on.
@@ -49,6 +50,9 @@ pub fn prepare(options: &PipelineOptions) -> Vec<Box<dyn Pass>> {
         Box::new(FoldConstants::default()),
         Box::new(Canonicalize),
         Box::new(EliminateDeadCode),
+        // Channels last: what follows a convolution stands right behind its `linear`.
+        Box::new(MoveTransposes),
+        Box::new(Canonicalize),
         Box::new(LiftSilu),
         Box::new(MergeLinearBias { exact_only: !precision.needs_data() }),
     ];

@@ -2,8 +2,8 @@
 
 use crate::{
     Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldEntrySteps, FoldNormalizer,
-    FuseLinearAct, InsertFakeQuant, LiftSilu, LowerQuant, MergeLinearBias, OptimizeRounding, Pass, PassError,
-    PassOptions, QuantizeWeights, Rebatch,
+    FuseLinearAct, InsertFakeQuant, LiftSilu, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass,
+    PassError, PassOptions, QuantizeWeights, Rebatch,
 };
 
 /// One line of the table of passes.
@@ -40,6 +40,7 @@ pub const PASSES: &[Entry] = &[
             Ok(Box::new(MergeLinearBias { exact_only: options.take("exact-only", false, "true or false")? }))
         },
     },
+    Entry { name: "move-transposes", build: |_| Ok(Box::new(MoveTransposes)) },
     Entry { name: "optimize-rounding", build: |options| Ok(Box::new(OptimizeRounding::from_options(options)?)) },
     Entry { name: "quantize-weights", build: |options| Ok(Box::new(QuantizeWeights::from_options(options)?)) },
     Entry {
