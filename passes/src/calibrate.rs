@@ -8,11 +8,12 @@
 //! - the operand of a curved function by the error *behind* the function, so a
 //!   saturated side costs no codes;
 //! - an observation by powers of two that hold twice the largest magnitude,
-//!   feature by feature; the steps then move into the weights
+//!   feature by feature (an image by one); the steps then move into the weights
 //!   (`fold-entry-steps`);
 //! - weights by channel: the largest magnitude for 8 bits, the least error for
 //!   4, where rows count by the mean square of their input.
 //!
+//! Quantizers that share a step (parts of a concatenation) are chosen together.
 //! Steps that are already set stay. Memory does not depend on the number of
 //! samples.
 
@@ -28,7 +29,7 @@ use crate::{
     Changed, Exactness, Pass, PassContext, PassError, PassOptions, fold_entry_steps,
     quant::{
         Candidates, ENTRY, Histogram, Quantizer, RowImportance, ValueStats, channel_steps_weighed,
-        entry::{Feature, Reader, entry_steps},
+        entry::{Feature, Reader, entry_steps, smallest_step},
         flow, is_placeholder, search,
     },
     rewrite,
@@ -80,12 +81,15 @@ impl Pass for Calibrate {
         }
         let mut seen = self.watch(graph, &pending, cx)?;
         let mut dead = Vec::new();
+        let mut scales: BTreeMap<NodeId, ValueId> = BTreeMap::new();
         for quantizer in pending.iter().filter(|quantizer| !quantizer.of_weights) {
-            let Some(histogram) = seen.values.get(&quantizer.id) else { continue };
+            let Some(histogram) = seen.values.get(&quantizer.first) else { continue };
             let features = seen.inputs.get(&quantizer.x);
             let (choice, steps) = self.choose(graph, quantizer, histogram, features)?;
             note_statistics(graph, quantizer, histogram, &choice, &steps, cx);
-            set_quantizer(graph, quantizer, &choice, &steps, &mut dead)?;
+            let shared = scales.get(&quantizer.first).copied();
+            let scale = set_quantizer(graph, quantizer, &choice, &steps, shared, &mut dead)?;
+            scales.extend(scale.map(|scale| (quantizer.first, scale)));
         }
         rewrite::sweep(graph, dead);
         for folded in fold_entry_steps::fold(graph, cx)? {
@@ -110,9 +114,12 @@ struct Pending {
     x: ValueId,
     has_zero_point: bool,
     of_weights: bool,
+    /// The first quantizer that has the same step: they are chosen together.
+    first: NodeId,
 }
 
 fn pending(graph: &Graph) -> Vec<Pending> {
+    let mut firsts: BTreeMap<ValueId, NodeId> = BTreeMap::new();
     let of_node = |id: NodeId| {
         let Op::FakeQuant(fake) = &graph.node(id).op else { return None };
         let operands = graph.operands(id);
@@ -125,6 +132,7 @@ fn pending(graph: &Graph) -> Vec<Pending> {
             x,
             has_zero_point: operands.len() > 2,
             of_weights: graph.const_of(x).is_some(),
+            first: *firsts.entry(scale).or_insert(id),
         })
     };
     graph.topo().into_iter().filter_map(of_node).collect()
@@ -156,7 +164,7 @@ impl Calibrate {
         let (floats, replaced) = flow::without_quantizers(graph);
         let value_in_floats = |value: ValueId| replaced.get(&value).copied().unwrap_or(value);
         for quantizer in &values {
-            seen.values.insert(quantizer.id, Histogram::default());
+            seen.values.insert(quantizer.first, Histogram::default());
             seen.inputs.insert(quantizer.x, Vec::new());
         }
         let layers: Vec<(NodeId, ValueId)> = layers(graph).map(|(id, x)| (id, value_in_floats(x))).collect();
@@ -180,7 +188,7 @@ impl Calibrate {
                     add_features(features, elements, tensor.ty.shape.last().copied().unwrap_or(1));
                 }
                 for quantizer in readers.get(&id).into_iter().flatten() {
-                    if let Some(histogram) = seen.values.get_mut(&quantizer.id) {
+                    if let Some(histogram) = seen.values.get_mut(&quantizer.first) {
                         elements.iter().for_each(|&x| histogram.add(f64::from(x)));
                     }
                     if not_finite.is_none() && elements.iter().any(|x| !x.is_finite()) {
@@ -211,9 +219,14 @@ impl Calibrate {
         features: Option<&Vec<Feature>>,
     ) -> Result<(Quantizer, Vec<f32>), PassError> {
         let scheme = quantizer.fake.scheme;
-        if scheme == ENTRY && quantizer.fake.axis.is_some() {
-            let features = features.map(Vec::as_slice).unwrap_or_default();
-            let steps = entry_steps(features, &readers_of_entry(graph, quantizer.id)?);
+        if scheme == ENTRY {
+            let hi = quantizer.fake.hi;
+            let steps = if quantizer.fake.axis.is_some() {
+                let features = features.map(Vec::as_slice).unwrap_or_default();
+                entry_steps(features, &readers_of_entry(graph, quantizer.id)?, hi)
+            } else {
+                vec![smallest_step(histogram.max_abs(), hi)]
+            };
             let steps: Vec<f32> = steps.into_iter().map(|step| step as f32).collect();
             // Uniform noise of each step.
             let mse = steps.iter().map(|&step| f64::from(step).powi(2) / 12.0).sum::<f64>() / steps.len().max(1) as f64;
@@ -298,16 +311,23 @@ fn note_statistics(
     );
 }
 
-/// Puts the chosen codes and steps into a quantizer.
+/// Puts the chosen codes and steps into a quantizer; gives the constant of the steps.
 fn set_quantizer(
     graph: &mut Graph,
     quantizer: &Pending,
     choice: &Quantizer,
     steps: &[f32],
+    shared: Option<ValueId>,
     dead: &mut Vec<NodeId>,
-) -> Result<(), PassError> {
+) -> Result<Option<ValueId>, PassError> {
     let shape: Vec<usize> = quantizer.fake.axis.map(|_| steps.len()).into_iter().collect();
-    dead.extend(rewrite::set_const_operand(graph, quantizer.id, 1, Constant::f32(shape, steps)));
+    match shared {
+        Some(scale) => {
+            dead.extend(graph.operands(quantizer.id).get(1).map(|old| old.node));
+            graph.rewire(quantizer.id, 1, scale);
+        }
+        None => dead.extend(rewrite::set_const_operand(graph, quantizer.id, 1, Constant::f32(shape, steps))),
+    }
     if quantizer.has_zero_point {
         let zero = Constant::ints(TensorType::plain(DType::I32, []), &[i64::from(choice.zero_point)]);
         dead.extend(rewrite::set_const_operand(graph, quantizer.id, 2, zero));
@@ -323,7 +343,7 @@ fn set_quantizer(
         rewrite::replace(graph, quantizer.id, Op::FakeQuant(fake), &operands)?;
         dead.extend(all.into_iter().map(|value| value.node).chain([quantizer.id]));
     }
-    Ok(())
+    Ok(operands.get(1).copied())
 }
 
 /// Fills the steps of quantized weights.

@@ -4,11 +4,17 @@
 //! step a channel, symmetric) and on its input. A value has one quantizer,
 //! shared by its readers and as wide as the widest of them wants. Where the
 //! input comes from decides its kind:
-//! - from another layer, through functions of one number and movements: one
-//!   step, unsigned behind a function that is never negative, with a zero point
-//!   behind one whose negative side is short (`silu`, `elu`, `leaky_relu`);
-//! - from anywhere else, an observation above all: 16 bits and one power-of-two
-//!   step a feature. Coarser observations are what breaks most policies.
+//! - from another layer, through functions of one number and movements (windows
+//!   and max pools among them): one step, unsigned behind a function that is
+//!   never negative, with a zero point behind one whose negative side is short
+//!   (`silu`, `elu`, `leaky_relu`). Sums of such values (residual adds, average
+//!   pools) are sums of 8-bit codes, and parts of a concatenation share a step;
+//!   who reads such a stream in fewer bits has a quantizer of its own behind it;
+//! - from the model's inputs without a layer between: 16 bits and one
+//!   power-of-two step a feature. Coarser observations are what breaks most
+//!   policies. What is read in windows (an image) has one step, and bytes are
+//!   their own codes;
+//! - from floats behind a layer (softmax, norms): one step.
 //!
 //! A function that does more than clamp (`tanh`, `silu`, ..) becomes a table
 //! later: its operand gets an 8-bit quantizer of its own. Edge layers, first or
@@ -90,12 +96,17 @@ impl Pass for InsertFakeQuant {
         let layers = layers(graph, cx);
         let mut insertion =
             Insertion { options: *self, ids: layers.iter().map(|layer| layer.id).collect(), ..Insertion::default() };
+        insertion.look(graph);
+        let weight_bits: Vec<u8> = layers
+            .iter()
+            .map(|layer| insertion.widened(self.weight_bits, Edge::of(graph, layer.id, &insertion.ids).is_edge()))
+            .collect();
         for layer in &layers {
-            insertion.plan(graph, layer);
+            insertion.plan(graph, layer)?;
         }
         insertion.quantize_inputs(graph)?;
-        for layer in &layers {
-            insertion.quantize_weights(graph, layer)?;
+        for (layer, bits) in layers.iter().zip(weight_bits) {
+            insertion.quantize_weights(graph, layer, bits)?;
         }
         rewrite::sweep(graph, insertion.replaced);
         Ok(Changed::when(!layers.is_empty()))
@@ -142,28 +153,54 @@ fn has_quantized_weights(graph: &Graph, id: NodeId) -> bool {
     graph.operands(id).get(1).is_some_and(|w| matches!(graph.op(*w), Op::FakeQuant(_)))
 }
 
-/// A layer that reads a value, perhaps through movements.
+/// A place that reads a value, perhaps through movements.
 struct Reader {
-    layer: NodeId,
+    node: NodeId,
+    slot: u16,
     movements: Vec<NodeId>,
+    bits: u8,
+    /// Input features of a layer and its largest weight code.
+    reach: Option<(usize, i32)>,
+}
+
+/// What kind of codes a value gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The result of a layer, a sum or an addition, through functions of one number.
+    Inside,
+    /// What the model is given, with one step a feature.
+    Features,
+    /// What the model is given, with one step: images.
+    Whole,
+    /// What comes from floats behind a layer.
+    Island,
 }
 
 /// A value that gets a quantizer.
 struct Plan {
-    bits: u8,
-    /// Functions between the layer that defines the value and the value; none
-    /// for a value that no layer defines.
-    chain: Option<flow::Chain>,
+    kind: Kind,
     readers: Vec<Reader>,
+    /// The concatenation whose parts share a step, if the value is one of them.
+    group: Option<NodeId>,
 }
 
 #[derive(Default)]
 struct Insertion {
     options: InsertFakeQuant,
     ids: BTreeSet<NodeId>,
-    /// Values in the order in which layers read them, with what to do.
+    /// Values that can be codes from a layer on.
+    inside: BTreeSet<ValueId>,
+    /// Values in the order in which they are first read, with what to do.
     plans: Vec<(ValueId, Plan)>,
-    /// Quantizers of operands of tables, by the layer they quantize.
+    /// Places of the plans above.
+    places: BTreeMap<(ValueId, Option<NodeId>), usize>,
+    /// Copies of concatenations, which read codes.
+    joined: BTreeMap<NodeId, NodeId>,
+    /// Shared steps of the parts of these copies.
+    steps: BTreeMap<NodeId, ValueId>,
+    /// Copies of movements by what they move.
+    moved: BTreeMap<(NodeId, ValueId), ValueId>,
+    /// Quantizers of operands of tables, by the value they quantize.
     operands_of_tables: BTreeMap<ValueId, ValueId>,
     /// Quantized weights by constant and bits.
     weights: BTreeMap<(ValueId, u8), ValueId>,
@@ -177,27 +214,141 @@ impl Default for InsertFakeQuant {
     }
 }
 
+/// Bits of values that are summed: residual streams, pools, parts of concatenations.
+const STREAM_BITS: u8 = 8;
+
 impl Insertion {
-    /// Decides where the input of a layer is quantized.
-    fn plan(&mut self, graph: &Graph, layer: &ConstLinear) {
-        let (root, movements) = flow::through_movements(graph, layer.x);
-        let chain = flow::chain_behind(graph, root);
-        let on_codes = self.ids.contains(&chain.source.node) && chain.functions.iter().all(|&f| flow::fits_a_table(f));
-        let (value, plan) = if on_codes {
-            let wide = Edge::of(graph, layer.id, &self.ids).is_edge();
-            let bits = self.widened(self.options.activation_bits, wide);
-            (root, Plan { bits, chain: Some(chain), readers: vec![Reader { layer: layer.id, movements }] })
-        } else {
-            let readers = vec![Reader { layer: layer.id, movements: vec![] }];
-            (layer.x, Plan { bits: self.options.observation_bits, chain: None, readers })
-        };
-        match self.plans.iter_mut().find(|(known, _)| *known == value) {
-            Some((_, known)) => {
-                known.bits = known.bits.max(plan.bits);
-                known.readers.extend(plan.readers);
+    /// Finds the values that can be codes from a layer on.
+    fn look(&mut self, graph: &Graph) {
+        for id in graph.topo() {
+            let operands = graph.operands(id);
+            let Some(&x) = operands.first() else { continue };
+            let from_codes = self.inside.contains(&x);
+            let inside = match &graph.node(id).op {
+                Op::Linear(_) => self.ids.contains(&id),
+                Op::Unary(unary) => from_codes && flow::fits_a_table(unary.f),
+                op if flow::joins(op) => operands.iter().all(|value| self.inside.contains(value)),
+                Op::Binary(_) => match flow::addends(graph, id.value()) {
+                    Some(both) => both.iter().all(|value| self.inside.contains(value)),
+                    None => false,
+                },
+                _ if flow::moves(graph, id) => from_codes,
+                _ => from_codes && flow::sum_of(graph, id).is_some(),
+            };
+            if inside {
+                self.inside.insert(id.value());
             }
-            None => self.plans.push((value, plan)),
         }
+    }
+
+    /// Decides where the input of a layer is quantized.
+    fn plan(&mut self, graph: &mut Graph, layer: &ConstLinear) -> Result<(), PassError> {
+        let edge = Edge::of(graph, layer.id, &self.ids);
+        let bits = self.widened(self.options.activation_bits, edge.is_edge());
+        let weight_bits = self.widened(self.options.weight_bits, edge.is_edge());
+        let reach = Some((layer.k, QuantScheme::signed(weight_bits).hi()));
+        let reader = |movements, bits| Reader { node: layer.id, slot: 0, movements, bits, reach };
+        if self.inside.contains(&layer.x) {
+            return self.read(graph, layer.x, reader(vec![], bits), None);
+        }
+        let (root, movements) = flow::through_movements(graph, layer.x);
+        let has_windows = movements.iter().any(|&id| matches!(graph.node(id).op, Op::Unfold(_)));
+        let (value, movements, kind) = match (edge.first, has_windows) {
+            (true, false) => (layer.x, vec![], Kind::Features),
+            (true, true) => (root, movements, Kind::Whole),
+            (false, false) => (layer.x, vec![], Kind::Island),
+            (false, true) => (root, movements, Kind::Island),
+        };
+        let bits = if kind == Kind::Island { bits } else { self.options.observation_bits };
+        self.add(value, None, kind, reader(movements, bits));
+        Ok(())
+    }
+
+    fn add(&mut self, value: ValueId, group: Option<NodeId>, kind: Kind, reader: Reader) -> bool {
+        let next = self.plans.len();
+        let place = *self.places.entry((value, group)).or_insert(next);
+        match self.plans.get_mut(place) {
+            Some((_, known)) => {
+                known.readers.push(reader);
+                false
+            }
+            None => {
+                self.plans.push((value, Plan { kind, readers: vec![reader], group }));
+                true
+            }
+        }
+    }
+
+    /// Lets a place read a value from inside as codes, and what the value is made of too.
+    fn read(
+        &mut self,
+        graph: &mut Graph,
+        value: ValueId,
+        reader: Reader,
+        group: Option<NodeId>,
+    ) -> Result<(), PassError> {
+        let mut queue = vec![(value, reader, group)];
+        while let Some((value, mut reader, group)) = queue.pop() {
+            let (root, mut movements) = flow::through_movements(graph, value);
+            movements.append(&mut reader.movements);
+            reader.movements = movements;
+            if flow::joins(graph.op(root)) {
+                let (joined, is_new) = self.join(graph, root.node)?;
+                let group = group.unwrap_or(joined);
+                if is_new {
+                    for (slot, part) in (0..).zip(graph.operands(joined)) {
+                        let (movements, reach) = (vec![], None);
+                        let reader = Reader { node: joined, slot, movements, bits: STREAM_BITS, reach };
+                        queue.push((part, reader, Some(group)));
+                    }
+                }
+                self.wire(graph, joined.value(), &reader)?;
+                continue;
+            }
+            if self.add(root, group, Kind::Inside, reader) {
+                self.read_source(graph, root, &mut queue);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a quantizer of `value` reads as codes itself.
+    fn read_source(&self, graph: &Graph, value: ValueId, queue: &mut Vec<(ValueId, Reader, Option<NodeId>)>) {
+        let chain = flow::chain_behind(graph, value);
+        let source = chain.source;
+        let mut push = |value: ValueId, node: NodeId, slot: u16| {
+            let reader = Reader { node, slot, movements: vec![], bits: STREAM_BITS, reach: None };
+            queue.push((value, reader, None));
+        };
+        if let Some([a, b]) = flow::addends(graph, source) {
+            let is_layer = |value: ValueId| matches!(graph.op(value), Op::Linear(Linear { act: None }));
+            // One operand may be the accumulators of a layer that nobody else reads.
+            let whole = graph.ty(a) == graph.ty(b);
+            let free = |value: ValueId| is_layer(value) && graph.sole_user(value) == Some(source.node);
+            let kept = [a, b].into_iter().find(|&value| free(value) && (value == a || whole));
+            for (slot, operand) in (0..).zip(graph.operands(source.node)) {
+                if Some(operand) != kept {
+                    push(operand, source.node, slot);
+                }
+            }
+        } else if let Some(sum) = flow::sum_of(graph, source.node) {
+            push(sum.x, source.node, 0);
+        } else if let (true, Some(first)) = (flow::moves_or_joins(graph, source.node), chain.first) {
+            push(source, first, 0);
+        }
+    }
+
+    /// The copy of a concatenation that reads codes; true if it was made now.
+    fn join(&mut self, graph: &mut Graph, id: NodeId) -> Result<(NodeId, bool), PassError> {
+        if let Some(&known) = self.joined.get(&id) {
+            return Ok((known, false));
+        }
+        let node = graph.node(id).clone();
+        let operands = graph.operands(id);
+        let copy = rewrite::add(graph, &node.name, node.op, &operands, node.origin)?;
+        self.joined.insert(id, copy.node);
+        self.replaced.push(id);
+        Ok((copy.node, true))
     }
 
     fn widened(&self, bits: u8, wide: bool) -> u8 {
@@ -206,39 +357,131 @@ impl Insertion {
 
     fn quantize_inputs(&mut self, graph: &mut Graph) -> Result<(), PassError> {
         for (value, plan) in std::mem::take(&mut self.plans) {
-            let quantized = match &plan.chain {
-                Some(chain) => {
-                    self.quantize_operand_of_table(graph, chain)?;
-                    let last = chain.functions.last().copied();
-                    let scheme = QuantScheme { bits: plan.bits, signed: !last.is_some_and(never_negative) };
-                    let zero_point = last.is_some_and(short_negative_side);
-                    fake_quant(graph, value, whole_range(scheme), None, zero_point)?
+            let bits = plan.readers.iter().map(|reader| reader.bits).max().unwrap_or(STREAM_BITS);
+            // Whoever reads a stream in fewer bits requantizes it; other values are as wide as their
+            // widest reader wants.
+            let is_stream = plan.readers.iter().any(|reader| reader.reach.is_none());
+            let quantized = self.quantize(graph, value, &plan, bits)?;
+            let mut narrower: BTreeMap<(u8, ValueId), ValueId> = BTreeMap::new();
+            for reader in &plan.readers {
+                if !is_stream || reader.bits >= bits {
+                    self.wire(graph, quantized, reader)?;
+                    continue;
                 }
-                None if plan.bits == ENTRY.bits => {
-                    let axis = graph.ty(value).shape.len().checked_sub(1);
-                    let fake = FakeQuant { scheme: ENTRY, lo: -ENTRY_HI, hi: ENTRY_HI, axis, group: None };
-                    fake_quant(graph, value, fake, axis, false)?
-                }
-                None => fake_quant(graph, value, whole_range(QuantScheme::signed(plan.bits)), None, false)?,
-            };
-            for Reader { layer, movements } in plan.readers {
-                let mut x = quantized;
-                for id in movements {
-                    let node = graph.node(id).clone();
-                    x = rewrite::add(graph, &node.name, node.op, &[x], node.origin)?;
-                    self.replaced.push(id);
-                }
-                graph.rewire(layer, 0, x);
+                // Behind what makes the tensor smaller: a pool is there once.
+                let is_pool = |&id: &NodeId| matches!(graph.node(id).op, Op::Reduce(_));
+                let behind = reader.movements.iter().rposition(is_pool).map_or(0, |at| at + 1);
+                let (before, after) = reader.movements.split_at(behind);
+                let wide = self.move_codes(graph, quantized, before)?;
+                let narrow = match narrower.get(&(reader.bits, wide)) {
+                    Some(&known) => known,
+                    None => {
+                        let Op::FakeQuant(fake) = graph.op(quantized).clone() else { continue };
+                        let scheme = QuantScheme { bits: reader.bits, ..fake.scheme };
+                        let zero_point = graph.operands(quantized.node).len() > 2;
+                        let new = fake_quant(graph, wide, whole_range(scheme), None, zero_point)?;
+                        narrower.insert((reader.bits, wide), new);
+                        new
+                    }
+                };
+                let x = self.move_codes(graph, narrow, after)?;
+                graph.rewire(reader.node, reader.slot, x);
             }
         }
         Ok(())
+    }
+
+    /// Lets a place read codes.
+    fn wire(&mut self, graph: &mut Graph, x: ValueId, reader: &Reader) -> Result<(), PassError> {
+        let x = self.move_codes(graph, x, &reader.movements)?;
+        graph.rewire(reader.node, reader.slot, x);
+        Ok(())
+    }
+
+    /// Copies movements behind a quantizer.
+    fn move_codes(&mut self, graph: &mut Graph, mut x: ValueId, movements: &[NodeId]) -> Result<ValueId, PassError> {
+        for &id in movements {
+            x = match self.moved.get(&(id, x)) {
+                Some(&known) => known,
+                None => {
+                    let node = graph.node(id).clone();
+                    let mut operands = graph.operands(id);
+                    operands.iter_mut().take(1).for_each(|operand| *operand = x);
+                    let copy = rewrite::add(graph, &node.name, node.op, &operands, node.origin)?;
+                    self.moved.insert((id, x), copy);
+                    self.replaced.push(id);
+                    copy
+                }
+            };
+        }
+        Ok(x)
+    }
+
+    /// The quantizer of a value.
+    fn quantize(&mut self, graph: &mut Graph, value: ValueId, plan: &Plan, bits: u8) -> Result<ValueId, PassError> {
+        // The sum of magnitudes in an accumulator has 31 bits: weights and sums of many features
+        // leave fewer than 16 for an observation.
+        let reach = |reader: &Reader| reader.reach.map(|(k, hi)| (k.max(1) as i64).saturating_mul(i64::from(hi)));
+        let reach = plan.readers.iter().filter_map(reach).max().unwrap_or(1);
+        let room = i64::from(i32::MAX) / reach.max(1);
+        let narrowed = if room >= i64::from(ENTRY_HI) { ENTRY_HI } else { (room / 2) as i32 };
+        let wide = bits == ENTRY.bits && narrowed > 255;
+        let entry = FakeQuant { scheme: ENTRY, lo: -narrowed, hi: narrowed, axis: None, group: None };
+        match plan.kind {
+            Kind::Inside => self.quantize_inside(graph, value, plan.group, bits),
+            _ if flow::is_of_bytes(graph, value) => {
+                let quantized = fake_quant(graph, value, whole_range(QuantScheme::unsigned(8)), None, false)?;
+                // Bytes are their own codes.
+                rewrite::set_const_operand(graph, quantized.node, 1, Constant::f32([], &[1.0]))
+                    .into_iter()
+                    .for_each(|old| self.replaced.push(old));
+                Ok(quantized)
+            }
+            Kind::Features if wide => {
+                let axis = graph.ty(value).shape.len().checked_sub(1);
+                fake_quant(graph, value, FakeQuant { axis, ..entry }, axis, false)
+            }
+            Kind::Whole if wide => fake_quant(graph, value, entry, None, false),
+            Kind::Features | Kind::Whole | Kind::Island => {
+                let scheme = QuantScheme::signed(bits.min(STREAM_BITS));
+                fake_quant(graph, value, whole_range(scheme), None, false)
+            }
+        }
+    }
+
+    fn quantize_inside(
+        &mut self,
+        graph: &mut Graph,
+        value: ValueId,
+        group: Option<NodeId>,
+        bits: u8,
+    ) -> Result<ValueId, PassError> {
+        let chain = flow::chain_behind(graph, value);
+        self.quantize_operand_of_table(graph, &chain)?;
+        let last = chain.functions.last().copied();
+        let Some(group) = group else {
+            let scheme = QuantScheme { bits, signed: !last.is_some_and(never_negative) };
+            return fake_quant(graph, value, whole_range(scheme), None, last.is_some_and(short_negative_side));
+        };
+        // Parts of a concatenation have one step, so they have one scheme too; `calibrate` makes it
+        // unsigned where no part is negative.
+        let quantized = fake_quant(graph, value, whole_range(QuantScheme::signed(bits)), None, false)?;
+        let Some(&own) = graph.operands(quantized.node).get(1) else { return Ok(quantized) };
+        match self.steps.get(&group) {
+            Some(&shared) => {
+                graph.rewire(quantized.node, 1, shared);
+                self.replaced.push(own.node);
+            }
+            None => drop(self.steps.insert(group, own)),
+        }
+        Ok(quantized)
     }
 
     /// Quantizes the operand of the first function of a chain, unless the whole
     /// chain folds into the range of codes.
     fn quantize_operand_of_table(&mut self, graph: &mut Graph, chain: &flow::Chain) -> Result<(), PassError> {
         let Some(first) = chain.first else { return Ok(()) };
-        if chain.functions.iter().all(|&f| flow::clamps(f)) {
+        if chain.functions.iter().all(|&f| flow::clamps(f)) || flow::moves_or_joins(graph, chain.source.node) {
             return Ok(());
         }
         let quantized = match self.operands_of_tables.get(&chain.source) {
@@ -254,9 +497,7 @@ impl Insertion {
         Ok(())
     }
 
-    fn quantize_weights(&mut self, graph: &mut Graph, layer: &ConstLinear) -> Result<(), PassError> {
-        let wide = Edge::of(graph, layer.id, &self.ids).is_edge();
-        let bits = self.widened(self.options.weight_bits, wide);
+    fn quantize_weights(&mut self, graph: &mut Graph, layer: &ConstLinear, bits: u8) -> Result<(), PassError> {
         let quantized = match self.weights.get(&(layer.w, bits)) {
             Some(&known) => known,
             None => {

@@ -3,7 +3,10 @@
 //! Every quantizer of an activation becomes one of
 //! - `quantize`, where its operand comes from floats: the entry of a region,
 //! - `requantize`, behind a layer; functions that only clamp fold into its range,
-//! - `lookup`, behind 8-bit codes and functions of one number.
+//! - `lookup`, behind 8-bit codes and functions of one number,
+//! - `qsum` and `requantize`, behind a sum or mean of codes: `M = nearest(s_in / (n s_out))`,
+//! - `qadd`, behind the sum of an accumulator or codes and codes, with one rounding:
+//!   [`region::add_numbers`](crate::quant::region::add_numbers) has the proof that 64 bits hold it.
 //!
 //! A layer whose input and weights are quantized becomes `qlinear`: weight codes
 //! from the nominal steps in `f64`, bias `B = rne(b / (s_in s_w)) - z_in sum(w)`,
@@ -20,11 +23,11 @@ mod quantizer;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qail_ir::{Constant, Dequantize, FakeQuant, Graph, NodeId, Op, Origin, Unary, ValueId};
+use qail_ir::{Constant, Dequantize, FakeQuant, Graph, NodeId, Op, Origin, Unary, Unfold, ValueId};
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
-    quant::{CodeInfo, LoweringReport, region::Region, weight_code},
+    quant::{CodeInfo, LoweringReport, code, region::Region, weight_code},
     rewrite,
 };
 use layer::Layer;
@@ -110,16 +113,41 @@ impl Lowering {
                     Ok(())
                 }
             },
-            op if region.moved.contains_key(&id) => self.lower_movement(graph, id, op),
+            op if region.moved.contains_key(&id) => self.lower_movement(graph, id, op, region),
             _ => Ok(()),
         }
     }
 
-    fn lower_movement(&mut self, graph: &mut Graph, id: NodeId, op: Op) -> Result<(), PassError> {
-        let Some(x) = graph.operands(id).first().copied() else { return Ok(()) };
-        let Some((codes, info)) = self.codes.get(&x).cloned() else { return Ok(()) };
+    fn lower_movement(&mut self, graph: &mut Graph, id: NodeId, op: Op, region: &Region) -> Result<(), PassError> {
+        let missing = || PassError::Internal {
+            node: graph.node(id).name.clone(),
+            invariant: "codes in front of a movement were lowered",
+        };
+        let mut operands = graph.operands(id);
+        let mut all: Option<CodeInfo> = None;
+        for operand in &mut operands {
+            // An index is no code.
+            if !region.has_codes(*operand) {
+                continue;
+            }
+            let (codes, info) = self.codes.get(operand).cloned().ok_or_else(missing)?;
+            *operand = codes;
+            all = Some(match all {
+                Some(known) => CodeInfo { lo: known.lo.min(info.lo), hi: known.hi.max(info.hi), ..known },
+                None => info,
+            });
+        }
+        let mut info = all.ok_or_else(missing)?;
+        let op = match op {
+            Op::Unfold(unfold) => {
+                let fill = fill_code(unfold.fill, &info);
+                (info.lo, info.hi) = (info.lo.min(fill), info.hi.max(fill));
+                Op::Unfold(Unfold { fill: fill as f32, ..unfold })
+            }
+            op => op,
+        };
         let node = graph.node(id).clone();
-        let moved = rewrite::add(graph, &node.name, op, &[codes], node.origin)?;
+        let moved = rewrite::add(graph, &node.name, op, &operands, node.origin)?;
         self.codes.insert(id.value(), (moved, info));
         Ok(())
     }
@@ -186,6 +214,16 @@ impl Lowering {
             }
         }
         report
+    }
+}
+
+/// The code that windows show beyond the edges. An infinity is the first or last code, so the
+/// extreme of a pool is never the edge.
+fn fill_code(fill: f32, info: &CodeInfo) -> i32 {
+    match fill {
+        f32::NEG_INFINITY => info.lo,
+        f32::INFINITY => info.hi,
+        fill => code(f64::from(fill), info.step, info.zero_point, info.scheme.lo(), info.scheme.hi()),
     }
 }
 

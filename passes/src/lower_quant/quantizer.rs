@@ -1,8 +1,8 @@
 //! A quantizer of an activation becomes `quantize`, `requantize` or `lookup`.
 
 use qail_ir::{
-    Binary, BinaryFn, Constant, DType, Graph, Lookup, NodeId, Op, Origin, Quantize, Requantize, TensorType, UnaryFn,
-    ValueId,
+    Binary, BinaryFn, Constant, DType, Graph, Lookup, NodeId, Op, Origin, QAdd, QSum, Quantize, Requantize, TensorType,
+    UnaryFn, ValueId,
 };
 
 use super::{Lowering, layer::checked_steps};
@@ -10,7 +10,7 @@ use crate::{
     PassContext, PassError,
     quant::{
         CodeInfo, LoweredRequantize, derived_scale,
-        region::{self, ActivationQuantizer, CodesFrom, NoMultiplier, Route},
+        region::{self, ActivationQuantizer, Addend, Addition, CodesFrom, NoMultiplier, Route, SumOfCodes},
     },
     rewrite,
 };
@@ -36,12 +36,16 @@ impl Lowering {
                     self.quantize(graph, id, x, out)
                 }
             },
+            CodesFrom::Sum(ref sum) => match region::route(None, functions, &out) {
+                Route::Requantize(out) => self.sum(graph, id, sum, out),
+                Route::Same | Route::Lookup | Route::Quantize => self.quantize(graph, id, x, out),
+            },
+            CodesFrom::Add(ref addition) => match region::route(None, functions, &out) {
+                Route::Requantize(out) => self.add(graph, id, addition, out),
+                Route::Same | Route::Lookup | Route::Quantize => self.quantize(graph, id, x, out),
+            },
             CodesFrom::Codes(source) => {
-                let missing = || PassError::Internal {
-                    node: graph.node(id).name.clone(),
-                    invariant: "codes in front of a quantizer were lowered",
-                };
-                let (codes, info) = self.codes.get(&source).cloned().ok_or_else(missing)?;
+                let (codes, info) = self.lowered(graph, source)?;
                 match region::route(Some(&info), functions, &out) {
                     Route::Same => {
                         self.codes.insert(id.value(), (codes, info));
@@ -69,12 +73,11 @@ impl Lowering {
             let NoMultiplier { channel, factor } = none;
             PassError::Multiplier { node: layer.report.name.clone(), channel, factor }
         })?;
-        let i32s = |parts: Vec<i64>| Constant::ints(TensorType::plain(DType::I32, [parts.len()]), &parts);
-        let m = i32s(multipliers.iter().map(|multiplier| i64::from(multiplier.m())).collect());
-        let shift = i32s(multipliers.iter().map(|multiplier| i64::from(multiplier.shift())).collect());
+        let m: Vec<i64> = multipliers.iter().map(|multiplier| i64::from(multiplier.m())).collect();
+        let shift: Vec<i64> = multipliers.iter().map(|multiplier| i64::from(multiplier.shift())).collect();
         let name = graph.node(id).name.clone();
-        let m = graph.add_const(format!("{name}.m"), m, Origin::default());
-        let shift = graph.add_const(format!("{name}.shift"), shift, Origin::default());
+        let m = i32s(graph, format!("{name}.m"), &m);
+        let shift = i32s(graph, format!("{name}.shift"), &shift);
         let op = Requantize { scheme: out.scheme, lo: out.lo, hi: out.hi, zero_point: out.zero_point };
         let codes = add_in_place(graph, id, Op::Requantize(op), &[layer.acc, m, shift])?;
         let s_in = layer.report.input_codes.step;
@@ -86,6 +89,84 @@ impl Lowering {
         });
         self.codes.insert(id.value(), (codes, out));
         Ok(())
+    }
+
+    /// Behind a sum of codes.
+    fn sum(&mut self, graph: &mut Graph, id: NodeId, sum: &SumOfCodes, out: CodeInfo) -> Result<(), PassError> {
+        let (codes, info) = self.lowered(graph, sum.codes)?;
+        let Op::Reduce(reduce) = graph.node(sum.node).op.clone() else {
+            return Err(PassError::Internal {
+                node: graph.node(sum.node).name.clone(),
+                invariant: "a sum of codes is a reduction",
+            });
+        };
+        let node = graph.node(sum.node).clone();
+        if region::sum_bound(&info, sum.n).is_none() {
+            let bound = i128::from(region::centered_bound(&info)) * sum.n as i128;
+            return Err(PassError::Overflow { node: node.name, channel: 0, bound });
+        }
+        let op = QSum { axes: reduce.axes, keep_dims: reduce.keep_dims, zero_point: info.zero_point };
+        let acc = rewrite::add(graph, &format!("{}.acc", node.name), Op::QSum(op), &[codes], node.origin)?;
+        let n = graph.ty(acc).shape.last().copied().unwrap_or(1);
+        let scale = region::sum_scale(info.step, sum.divisor);
+        let multiplier = region::multipliers(&[scale], out.step)
+            .map_err(|NoMultiplier { channel, factor }| PassError::Multiplier { node: node.name, channel, factor })?;
+        let (m, shift) = multiplier.first().map_or((0, 0), |one| (i64::from(one.m()), i64::from(one.shift())));
+        let name = graph.node(id).name.clone();
+        let m = i32s(graph, format!("{name}.m"), &vec![m; n]);
+        let shift = i32s(graph, format!("{name}.shift"), &vec![shift; n]);
+        let op = Requantize { scheme: out.scheme, lo: out.lo, hi: out.hi, zero_point: out.zero_point };
+        let codes = add_in_place(graph, id, Op::Requantize(op), &[acc, m, shift])?;
+        self.codes.insert(id.value(), (codes, out));
+        Ok(())
+    }
+
+    /// Behind a sum of two values.
+    fn add(&mut self, graph: &mut Graph, id: NodeId, addition: &Addition, out: CodeInfo) -> Result<(), PassError> {
+        let (b, info_b) = self.lowered(graph, addition.b)?;
+        let of_b = (info_b.step, region::centered_bound(&info_b));
+        let (a, zero_a, scales, bound) = match addition.a {
+            Addend::Codes(a) => {
+                let (a, info) = self.lowered(graph, a)?;
+                (a, info.zero_point, vec![info.step], region::centered_bound(&info))
+            }
+            Addend::Layer(layer) => {
+                let missing =
+                    || PassError::Internal { node: graph.node(id).name.clone(), invariant: "the layer was lowered" };
+                let layer = self.layers.get(&layer).ok_or_else(missing)?;
+                (layer.acc, 0, layer.exit_scales.clone(), layer.report.bound)
+            }
+        };
+        let name = graph.node(id).name.clone();
+        let region::AddNumbers { m_a, m_b, shift } =
+            region::add_numbers((&scales, bound), of_b, out.step).map_err(|NoMultiplier { channel, factor }| {
+                PassError::Multiplier { node: name.clone(), channel, factor }
+            })?;
+        let m_a: Vec<i64> = m_a.into_iter().map(i64::from).collect();
+        let m_a = i32s(graph, format!("{name}.m"), &m_a);
+        let m_b = i32s(graph, format!("{name}.n"), &[i64::from(m_b)]);
+        let shift = i32s(graph, format!("{name}.shift"), &[i64::from(shift)]);
+        let op = QAdd {
+            scheme: out.scheme,
+            lo: out.lo,
+            hi: out.hi,
+            zero_a,
+            zero_b: info_b.zero_point,
+            zero_point: out.zero_point,
+        };
+        let origin = graph.node(addition.node).origin.clone();
+        let codes = add_in_place(graph, id, Op::QAdd(op), &[a, b, m_a, m_b, shift])?;
+        graph.merge_origin(codes.node, &origin);
+        self.codes.insert(id.value(), (codes, out));
+        Ok(())
+    }
+
+    /// Codes of an old value.
+    fn lowered(&self, graph: &Graph, old: ValueId) -> Result<(ValueId, CodeInfo), PassError> {
+        self.codes.get(&old).cloned().ok_or_else(|| PassError::Internal {
+            node: graph.node(old.node).name.clone(),
+            invariant: "codes are lowered before their readers",
+        })
     }
 
     /// Behind 8-bit codes.
@@ -121,6 +202,12 @@ impl Lowering {
         self.codes.insert(id.value(), (codes, out));
         Ok(())
     }
+}
+
+/// Adds a constant of 32-bit integers.
+fn i32s(graph: &mut Graph, name: String, elements: &[i64]) -> ValueId {
+    let constant = Constant::ints(TensorType::plain(DType::I32, [elements.len()]), elements);
+    graph.add_const(name, constant, Origin::default())
 }
 
 /// Adds a node that takes the name and the origin of an old one, which stays.

@@ -8,8 +8,6 @@
 //! Larger steps for the other rows bring them level, at the price of coarser
 //! observations. The noise of both, in the result of the layers, decides.
 
-use super::ENTRY_HI;
-
 /// What was seen of one feature.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Feature {
@@ -53,9 +51,9 @@ pub(crate) struct Reader {
 /// Doublings of a step beyond what the range needs: 8 of 16 bits are left.
 const MAX_DOUBLINGS: i32 = 8;
 
-/// The step of each feature.
-pub(crate) fn entry_steps(features: &[Feature], readers: &[Reader]) -> Vec<f64> {
-    let smallest: Vec<f64> = features.iter().map(|feature| smallest_step(feature.max_abs)).collect();
+/// The step of each feature, for codes up to `hi`.
+pub(crate) fn entry_steps(features: &[Feature], readers: &[Reader], hi: i32) -> Vec<f64> {
+    let smallest: Vec<f64> = features.iter().map(|feature| smallest_step(feature.max_abs, hi)).collect();
     let magnitude = |k: usize, step: f64| -> f64 {
         let of_reader = |reader: &Reader| {
             let row = reader.w.iter().skip(k * reader.n).take(reader.n);
@@ -83,11 +81,11 @@ pub(crate) fn entry_steps(features: &[Feature], readers: &[Reader]) -> Vec<f64> 
 }
 
 /// The smallest power of two that holds twice the largest magnitude in
-/// [`ENTRY_HI`] codes. A feature that was always zero holds 8: nothing is known
+/// `hi` codes. A feature that was always zero holds 8: nothing is known
 /// about it.
-fn smallest_step(max_abs: f64) -> f64 {
+pub(crate) fn smallest_step(max_abs: f64, hi: i32) -> f64 {
     let covered = if max_abs > 0.0 { 2.0 * max_abs } else { 8.0 };
-    let smallest = covered / f64::from(ENTRY_HI);
+    let smallest = covered / f64::from(hi.max(1));
     let power = libm::ldexp(1.0, libm::ilogb(smallest));
     let step = if power < smallest { 2.0 * power } else { power };
     // Reciprocals and products with weights stay normal.
@@ -117,6 +115,7 @@ fn noise(features: &[Feature], readers: &[Reader], steps: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::ENTRY_HI;
 
     fn feature(mean: f64, deviation: f64) -> Feature {
         let mut feature = Feature::default();
@@ -127,11 +126,11 @@ mod tests {
     #[test]
     fn a_step_is_a_power_of_two_with_room_for_twice_the_largest() {
         for max_abs in [0.0, 1e-30, 1e-3, 0.7, 1.0, 31.9, 1e4] {
-            let step = smallest_step(max_abs);
+            let step = smallest_step(max_abs, ENTRY_HI);
             assert_eq!(libm::frexp(step).0, 0.5);
             assert!(2.0 * max_abs / step <= f64::from(ENTRY_HI));
         }
-        assert_eq!(smallest_step(1.0), libm::ldexp(1.0, -13));
+        assert_eq!(smallest_step(1.0, ENTRY_HI), libm::ldexp(1.0, -13));
     }
 
     #[test]
@@ -139,15 +138,15 @@ mod tests {
         // A feature at 1 with deviation 0.001, normalized: a weight of 1000.
         let features = [feature(1.0, 0.001), feature(0.0, 1.0)];
         let readers = [Reader { w: vec![1000.0, 1.0], n: 1, hi: 127 }];
-        let steps = entry_steps(&features, &readers);
-        assert_eq!(steps[0], smallest_step(features[0].max_abs));
-        assert!(steps[1] >= 16.0 * smallest_step(1.0), "{steps:?}");
+        let steps = entry_steps(&features, &readers, ENTRY_HI);
+        assert_eq!(steps[0], smallest_step(features[0].max_abs, ENTRY_HI));
+        assert!(steps[1] >= 16.0 * smallest_step(1.0, ENTRY_HI), "{steps:?}");
     }
 
     #[test]
     fn level_rows_keep_the_finest_steps() {
         let features = [feature(0.0, 1.0), feature(0.0, 1.0)];
         let readers = [Reader { w: vec![1.0, 1.0], n: 1, hi: 127 }];
-        assert_eq!(entry_steps(&features, &readers), [smallest_step(1.0); 2]);
+        assert_eq!(entry_steps(&features, &readers, ENTRY_HI), [smallest_step(1.0, ENTRY_HI); 2]);
     }
 }

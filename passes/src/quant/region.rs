@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use qail_ir::{FakeQuant, Graph, NodeId, Op, UnaryFn, ValueId, fixed::Multiplier};
+use qail_ir::{FakeQuant, Graph, Linear, NodeId, Op, UnaryFn, ValueId, fixed::Multiplier};
 
 use super::{CodeInfo, code, flow};
 use crate::{PassError, rewrite};
@@ -21,8 +21,46 @@ pub enum CodesFrom {
     Layer(NodeId),
     /// Other codes, through functions of one number.
     Codes(ValueId),
+    /// A sum of codes, through functions that only clamp: see [`sum_scale`].
+    Sum(SumOfCodes),
+    /// A sum of two values, through functions that only clamp: see [`add_numbers`].
+    Add(Addition),
     /// Floats.
     Floats,
+}
+
+/// `sum(q - z)` over axes of codes: `qsum`, then `requantize` with [`sum_scale`] as the factor of
+/// every channel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SumOfCodes {
+    /// The node that sums or averages.
+    pub node: NodeId,
+    /// The codes.
+    pub codes: ValueId,
+    /// Elements in a sum.
+    pub n: usize,
+    /// What the sum is divided by: 1, or `n` for a mean.
+    pub divisor: usize,
+}
+
+/// `a + b`: `qadd` with [`add_numbers`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Addition {
+    /// The node that adds.
+    pub node: NodeId,
+    /// The operand in the shape of the result.
+    pub a: Addend,
+    /// Codes of the other one, which may be broadcast.
+    pub b: ValueId,
+}
+
+/// The first operand of an addition.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Addend {
+    /// The accumulators of a layer.
+    Layer(NodeId),
+    /// Codes.
+    Codes(ValueId),
 }
 
 /// A quantizer of an activation.
@@ -81,7 +119,9 @@ pub struct Region {
     pub quantizers: BTreeMap<NodeId, ActivationQuantizer>,
     /// Layers whose input and weights are codes.
     pub layers: BTreeMap<NodeId, QuantizedLayer>,
-    /// Movements of codes, and what they move.
+    /// Movements of codes, and what they move. Windows show the code of zero for a fill of 0, the
+    /// first or last code for an infinity. A concatenation moves all of its operands, whose
+    /// quantizers share one step; the first is given here.
     pub moved: BTreeMap<NodeId, ValueId>,
     /// Layers whose input or weights are no codes.
     pub float_layers: Vec<NodeId>,
@@ -109,7 +149,8 @@ impl Region {
                     Some(layer) if region.has_codes(x) => drop(region.layers.insert(id, layer)),
                     _ => region.float_layers.push(id),
                 },
-                op if flow::moves(&op) && region.has_codes(x) => drop(region.moved.insert(id, x)),
+                op if flow::joins(&op) && region.share_a_step(&operands) => drop(region.moved.insert(id, x)),
+                _ if flow::moves(graph, id) && region.has_codes(x) => drop(region.moved.insert(id, x)),
                 _ => {}
             }
         }
@@ -129,15 +170,50 @@ impl Region {
         self.quantizers.get(&value.node)
     }
 
+    /// True if all values are codes with one meaning.
+    fn share_a_step(&self, values: &[ValueId]) -> bool {
+        let quantizers: Option<Vec<&ActivationQuantizer>> =
+            values.iter().map(|&value| self.quantizer_of(value).filter(|_| self.has_codes(value))).collect();
+        let Some(quantizers) = quantizers else { return false };
+        let meaning = |quantizer: &ActivationQuantizer| (quantizer.fake.clone(), quantizer.scale, quantizer.zero_point);
+        quantizers.windows(2).all(|pair| pair.first().map(|q| meaning(q)) == pair.last().map(|q| meaning(q)))
+    }
+
     fn from(&self, graph: &Graph, x: ValueId) -> (CodesFrom, Vec<UnaryFn>) {
         let flow::Chain { source, functions, .. } = flow::chain_behind(graph, x);
         if self.has_codes(source) {
             return (CodesFrom::Codes(source), functions);
         }
-        if self.layers.contains_key(&source.node) && functions.iter().all(|&f| flow::clamps(f)) {
-            return (CodesFrom::Layer(source.node), functions);
-        }
-        (CodesFrom::Floats, functions)
+        let from = match graph.op(source) {
+            _ if !functions.iter().all(|&f| flow::clamps(f)) => CodesFrom::Floats,
+            Op::Linear(_) if self.layers.contains_key(&source.node) => CodesFrom::Layer(source.node),
+            Op::Reduce(_) => self.sum(graph, source.node).map_or(CodesFrom::Floats, CodesFrom::Sum),
+            Op::Binary(_) => self.addition(graph, source).map_or(CodesFrom::Floats, CodesFrom::Add),
+            _ => CodesFrom::Floats,
+        };
+        (from, functions)
+    }
+
+    fn sum(&self, graph: &Graph, node: NodeId) -> Option<SumOfCodes> {
+        let flow::Sum { x, n, divisor } = flow::sum_of(graph, node)?;
+        self.has_small_codes(x).then_some(SumOfCodes { node, codes: x, n, divisor })
+    }
+
+    fn addition(&self, graph: &Graph, value: ValueId) -> Option<Addition> {
+        let [a, b] = flow::addends(graph, value)?;
+        let is_layer = |value: ValueId| {
+            self.layers.contains_key(&value.node) && matches!(graph.op(value), Op::Linear(Linear { act: None }))
+        };
+        let whole = graph.ty(a) == graph.ty(b);
+        let (a, b) = if whole && !is_layer(a) && is_layer(b) { (b, a) } else { (a, b) };
+        let first = if is_layer(a) { Addend::Layer(a.node) } else { Addend::Codes(a) };
+        let codes = is_layer(a) || self.has_small_codes(a);
+        (codes && self.has_small_codes(b)).then_some(Addition { node: value.node, a: first, b })
+    }
+
+    /// True for codes of at most 8 bits.
+    fn has_small_codes(&self, value: ValueId) -> bool {
+        self.has_codes(value) && self.quantizer_of(value).is_some_and(|quantizer| quantizer.fake.scheme.bits <= 8)
     }
 }
 
@@ -325,6 +401,79 @@ pub fn multipliers(exit_scales: &[f64], s_out: f64) -> Result<Vec<Multiplier>, N
     exit_scales.iter().enumerate().map(one).collect()
 }
 
+/// What one unit of a sum of codes is: the step over what the sum is divided by.
+pub fn sum_scale(step: f64, divisor: usize) -> f64 {
+    step / divisor.max(1) as f64
+}
+
+/// Largest magnitude of a sum of `n` codes without their zero; `None` if it may leave 32 bits.
+pub fn sum_bound(input: &CodeInfo, n: usize) -> Option<i64> {
+    let bound = centered_bound(input).checked_mul(i64::try_from(n).ok()?)?;
+    (bound <= i64::from(i32::MAX)).then_some(bound)
+}
+
+/// Largest magnitude of a code without its zero.
+pub fn centered_bound(info: &CodeInfo) -> i64 {
+    let centered = |code: i32| (i64::from(code) - i64::from(info.zero_point)).abs();
+    centered(info.lo).max(centered(info.hi))
+}
+
+/// Multipliers of an addition: `(a m_a + b m_b + 2^(shift-1)) >> shift`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddNumbers {
+    /// Of the first operand: one, or one a channel.
+    pub m_a: Vec<i32>,
+    /// Of the second operand.
+    pub m_b: i32,
+    /// The shift of both.
+    pub shift: u32,
+}
+
+/// Largest shift of an addition.
+const ADD_SHIFT_MAX: i32 = 40;
+/// Multipliers of additions stay below this power of two.
+const ADD_M_BITS: i32 = 30;
+/// Sums of additions stay below this power of two, so that `f64` is exact too.
+const ADD_SUM_BITS: i32 = 52;
+
+/// The multipliers of `a + b`, `a` with a scale a channel (or one), both with the largest magnitude
+/// that they reach, in units of `s_out`: `m = rne(s / s_out 2^shift)`, at least 1.
+///
+/// The shift is the largest for which no multiplier reaches `2^30` and the sum, rounding included,
+/// stays below `2^52`: `bound_a m_a + bound_b m_b + 2^(shift-1) < 2^52`. So neither 64-bit integers
+/// nor `f64` lose a bit. `Err` has the factor that is out of range.
+pub fn add_numbers(
+    (scales_a, bound_a): (&[f64], i64),
+    (scale_b, bound_b): (f64, i64),
+    s_out: f64,
+) -> Result<AddNumbers, NoMultiplier> {
+    let factors: Vec<f64> = scales_a.iter().map(|scale| scale / s_out).collect();
+    let (factor_a, factor_b) = (factors.iter().copied().fold(0.0, f64::max), scale_b / s_out);
+    for (channel, &factor) in factors.iter().chain([&factor_b]).enumerate() {
+        if !(factor.is_finite() && factor > 0.0) {
+            return Err(NoMultiplier { channel, factor });
+        }
+    }
+    let largest = factor_a.max(factor_b);
+    let reach = factor_a * bound_a as f64 + factor_b * bound_b as f64 + 1.0;
+    // Rounding may raise a multiplier by one half: the exponents leave a factor of two of room.
+    let of_m = ADD_M_BITS - 2 - libm::ilogb(largest);
+    let of_sum = ADD_SUM_BITS - 2 - libm::ilogb(reach);
+    let shift = of_m.min(of_sum).min(ADD_SHIFT_MAX);
+    if shift < 1 {
+        return Err(NoMultiplier { channel: 0, factor: largest });
+    }
+    let m = |factor: f64| libm::ldexp(factor, shift).round_ties_even().max(1.0) as i32;
+    let numbers = AddNumbers { m_a: factors.into_iter().map(m).collect(), m_b: m(factor_b), shift: shift as u32 };
+    // The proof, from the numbers themselves.
+    let m_a = numbers.m_a.iter().copied().max().unwrap_or(1);
+    let sum = i128::from(bound_a) * i128::from(m_a) + i128::from(bound_b) * i128::from(numbers.m_b);
+    if sum + (1i128 << (shift - 1)) >= 1i128 << ADD_SUM_BITS {
+        return Err(NoMultiplier { channel: 0, factor: largest });
+    }
+    Ok(numbers)
+}
+
 #[cfg(test)]
 mod tests {
     use qail_ir::{QuantScheme, text};
@@ -365,6 +514,24 @@ mod tests {
         assert_eq!(from("y"), CodesFrom::Floats);
         assert_eq!(region.layers.keys().copied().collect::<Vec<_>>(), [node("l")]);
         assert_eq!(region.float_layers, [node("m")]);
+    }
+
+    #[test]
+    fn sums_of_additions_stay_exact_in_floats() {
+        let mut factor = 1e-9;
+        while factor < 1e3 {
+            for bound in [1 << 10, 1 << 20, i64::from(i32::MAX)] {
+                let Ok(numbers) = add_numbers((&[factor, factor / 300.0], bound), (1.0, 255), 1.0) else { continue };
+                let m = i128::from(numbers.m_a[0]);
+                assert!(m * i128::from(bound) + i128::from(numbers.m_b) * 255 + (1 << numbers.shift) < 1 << 53);
+                // What is rounded is less than a part of a code for what can be reached.
+                let real = libm::ldexp(f64::from(numbers.m_b), -(numbers.shift as i32));
+                assert!((real - 1.0).abs() * 255.0 < 0.1 || factor * bound as f64 > 1e6, "{factor} {bound} {real}");
+            }
+            factor *= 3.7;
+        }
+        assert!(add_numbers((&[f64::NAN], 1), (1.0, 1), 1.0).is_err());
+        assert!(add_numbers((&[1e30], 1), (1.0, 1), 1.0).is_err());
     }
 
     #[test]

@@ -227,20 +227,26 @@ impl Planner<'_> {
 
     fn operands_of_codes(&self, value: ValueId) -> Vec<Form> {
         use qail_passes::quant::region::CodesFrom;
-        if let Some(&x) = self.region.moved.get(&value.node) {
-            return vec![Form::Codes(x)];
+        if self.region.moved.contains_key(&value.node) {
+            return self.moved(value.node);
         }
         if let Some(quantizer) = self.region.quantizers.get(&value.node) {
             let from = match quantizer.from {
                 CodesFrom::Layer(layer) => Form::Acc(layer),
                 CodesFrom::Codes(codes) => Form::Codes(codes),
-                CodesFrom::Floats => Form::Real(quantizer.x),
+                CodesFrom::Floats | CodesFrom::Sum(_) | CodesFrom::Add(_) => Form::Real(quantizer.x),
             };
             return vec![from, Form::Real(quantizer.scale)];
         }
         self.weights
             .get(&value.node)
             .map_or(Vec::new(), |weights| vec![Form::Real(weights.w), Form::Real(weights.scale)])
+    }
+
+    /// What a movement reads: codes, and perhaps an index.
+    pub(super) fn moved(&self, id: NodeId) -> Vec<Form> {
+        let form = |value: ValueId| if self.has_codes(value) { Form::Codes(value) } else { Form::Real(value) };
+        self.graph.operands(id).into_iter().map(form).collect()
     }
 
     fn operands_of_real(&self, value: ValueId, all: Vec<Form>) -> Vec<Form> {

@@ -81,8 +81,12 @@ impl Planner<'_> {
             }
             let out = self.item(form, size);
             let node = Box::new(self.graph.node(id).clone());
-            let operands = vec![(codes, self.graph.ty(x).clone())];
-            self.push(Step::Interpret { node, operands, out }, &[codes], &[out]);
+            let mut operands = Vec::new();
+            for (form, operand) in self.moved(id).into_iter().zip(self.graph.operands(id)) {
+                operands.push((self.known(form)?, self.graph.ty(operand).clone()));
+            }
+            let reads: Vec<Item> = operands.iter().map(|(item, _)| *item).collect();
+            self.push(Step::Interpret { node, operands, out }, &reads, &[out]);
             return Ok(());
         }
         if let Some(quantizer) = self.region.quantizers.get(&id).cloned() {
@@ -117,6 +121,7 @@ impl Planner<'_> {
                 let codes = self.known(Form::Codes(value))?;
                 (Source::Codes { quantizer: self.quantizer_index(value)?, codes }, codes)
             }
+            CodesFrom::Sum(_) | CodesFrom::Add(_) => return Err(self.internal(x.node, "sums of codes are not trained")),
             CodesFrom::Floats => {
                 let x = self.real(x)?;
                 (Source::Floats(x), x)
