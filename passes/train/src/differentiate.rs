@@ -14,7 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use qail_ir::{ConstData, Constant, Graph, Linear, NodeId, Op, TensorType, TypeError, Unary, ValueId};
 
-use crate::rules::{self, Builder, Flow};
+use crate::{
+    expand::{ExpandError, expand_attention, has_attention},
+    rules::{self, Builder, Flow},
+};
 
 /// A forward graph and its gradients.
 #[derive(Clone, Debug)]
@@ -99,7 +102,8 @@ pub enum GradientError {
 /// Appends the gradients of `loss`, one number, by each value of `wrt`.
 ///
 /// A layer with a function is split in two, so that the backward nodes see what
-/// stood in front of the function; its id names the result of both.
+/// stood in front of the function; its id names the result of both. Attention is
+/// written out, so that both directions share the probabilities.
 ///
 /// # Errors
 /// See [`GradientError`]. Nothing is returned unless every parameter has a gradient.
@@ -108,6 +112,9 @@ pub fn differentiate(graph: &Graph, loss: ValueId, wrt: &[ValueId]) -> Result<Jo
     let mut graph = graph.clone();
     graph.batch_axis = None;
     split_functions(&mut graph)?;
+    if has_attention(&graph) {
+        expand_attention(&mut graph).map_err(|ExpandError { node, source }| GradientError::Rule { node, source })?;
+    }
     let active = active(&graph, loss, wrt)?;
     let mut tape = Tape { open: BTreeMap::new(), done: BTreeMap::new() };
     let one = Constant { ty: graph.ty(loss).clone(), data: ConstData::Splat(1.0) };

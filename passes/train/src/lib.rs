@@ -14,6 +14,7 @@ pub mod batches;
 pub mod checkpoint;
 pub mod differentiate;
 pub mod exec;
+mod expand;
 pub mod forward;
 pub mod losses;
 pub mod metrics;

@@ -139,6 +139,111 @@ fn a_value_with_several_readers_gets_the_sum() {
     );
 }
 
+#[test]
+fn more_functions_of_one_number() {
+    for f in ["gelu", "gelu_tanh", "mish", "hard_swish", "softplus", "softsign", "erf", "sin", "atan", "asinh"] {
+        check(&format!("%x: f32[3, 3]\n%y = {f} %x : f32[3, 3]"), false);
+    }
+    for f in ["swish %x {alpha = 1.702}", "hard_sigmoid %x {alpha = 0.3, beta = 0.5}", "celu %x {alpha = 0.7}"] {
+        check(&format!("%x: f32[3, 3]\n%y = {f} : f32[3, 3]"), false);
+    }
+    for f in ["mod", "rem"] {
+        check(&format!("%a: f32[2, 5], %b: f32[5]\n%y = {f} %a, %b : f32[2, 5]"), true);
+    }
+}
+
+#[test]
+fn choices_and_lookups() {
+    check(
+        "%a: f32[2, 1, 3], %b: f32[4, 1]\n%c = lt %a, %b : bool[2, 4, 3] %y = where %c, %b, %a : f32[2, 4, 3]",
+        false,
+    );
+    // Indices from both ends, twice, and beyond the ends.
+    let index = "%i = const [2, -1, 0, 2, 9, -9] : i64[2, 3]";
+    check(&format!("%x: f32[4, 2]\n{index} %y = gather %x, %i {{axis = 0}} : f32[2, 3, 2]"), false);
+    check(&format!("%x: f32[2, 4, 2]\n{index} %y = gather %x, %i {{axis = 1}} : f32[2, 2, 3, 2]"), false);
+    check("%x: f32[2, 4]\n%i = const [1] : i32[] %y = gather %x, %i {axis = 1} : f32[2]", false);
+    let computed = "%c = const [0.5] : f32[] %h = mul %x, %c : f32[2, 2] %n = floor %h : f32[2, 2]
+        %i = cast %n : i64[2, 2]";
+    check(&format!("%x: f32[2, 2]\n{computed} %y = gather %x, %i {{axis = 1}} : f32[2, 2, 2]"), false);
+    for f in ["add", "replace"] {
+        for index in ["[1, 0, 1, -1]", "[1, 5, 1, -9]"] {
+            let line = format!("%i = const {index} : i32[4] %y = scatter %x, %i, %u {{f = {f}}} : f32[3, 2]");
+            check(&format!("%x: f32[3, 2], %u: f32[4, 2]\n{line}"), false);
+        }
+    }
+    check("%x: f32[2, 5, 2]\n%y = top_k %x {axis = 1, k = 3, largest} : f32[2, 3, 2]", false);
+    check("%x: f32[2, 3]\n%y = top_k %x {axis = 0, k = 1} : f32[1, 3]", false);
+    for (attributes, axis) in [("", 0), (", exclusive", 1), (", reverse", 2), (", exclusive, reverse", 1)] {
+        check(&format!("%x: f32[2, 3, 2]\n%y = cum_sum %x {{axis = {axis}{attributes}}} : f32[2, 3, 2]"), false);
+    }
+}
+
+#[test]
+fn windows() {
+    check(
+        "%x: f32[2, 5]\n%y = unfold %x {out = [2, 3], size = [1, 3], stride = [1, 2], pad = [0, 1]} : f32[2, 3, 3]",
+        false,
+    );
+    let spread = "size = [1, 2], dilation = [1, 2], spread = [1, 2], pad = [0, -1], fill = 3.0";
+    check(&format!("%x: f32[2, 4]\n%y = unfold %x {{out = [2, 5], {spread}}} : f32[2, 5, 2]"), false);
+    check(
+        "%x: f32[1, 2, 4, 3], %w: f32[8, 3], %b: f32[3]
+        %u = unfold %x {out = [1, 2, 3, 2], size = [1, 1, 2, 2]} : f32[1, 2, 3, 2, 2, 2]
+        %t = transpose %u {perm = [0, 2, 3, 1, 4, 5]} : f32[1, 3, 2, 2, 2, 2]
+        %r = reshape %t : f32[1, 3, 2, 8] %y = linear %r, %w, %b : f32[1, 3, 2, 3]",
+        false,
+    );
+}
+
+#[test]
+fn products_of_many_numbers() {
+    check("%x: f32[2, 3]\n%y = reduce_prod %x {axes = [1]} : f32[2]", false);
+    check("%x: f32[2, 3]\n%y = reduce_prod %x {axes = [0, 1], keep_dims} : f32[1, 1]", false);
+    // One zero in the first row, two in the second.
+    let zeros = "%m = const [1.0, 0.0, 1.0, 0.0, 1.0, 0.0] : f32[2, 3] %z = mul %x, %m : f32[2, 3]";
+    check(&format!("%x: f32[2, 3]\n{zeros} %y = reduce_prod %z {{axes = [1]}} : f32[2]"), false);
+}
+
+#[test]
+fn rows_of_transformers() {
+    for attributes in ["axis = 0", "axis = 1", "axis = 1, log"] {
+        check(&format!("%x: f32[3, 4]\n%y = softmax %x {{{attributes}}} : f32[3, 4]"), false);
+    }
+    for attributes in
+        ["axes = [2], eps = 0.01, center", "axes = [1, 2], eps = 0.1", "axes = [0, 2], eps = 0.01, center"]
+    {
+        check(&format!("%x: f32[2, 3, 2]\n%y = normalize %x {{{attributes}}} : f32[2, 3, 2]"), false);
+    }
+    let attention = "attention %q, %k, %v";
+    check(
+        &format!(
+            "%q: f32[1, 2, 2, 3], %k: f32[1, 2, 4, 3], %v: f32[1, 2, 4, 2]\n%y = {attention} {{scale = 0.3}} : f32[1, 2, 2, 2]"
+        ),
+        false,
+    );
+    check(
+        &format!(
+            "%q: f32[2, 4, 2, 2], %k: f32[2, 2, 3, 2], %v: f32[2, 2, 3, 1], %m: f32[4, 1, 3]\n
+            %y = {attention}, %m {{scale = 0.3}} : f32[2, 4, 2, 1]"
+        ),
+        false,
+    );
+}
+
+#[test]
+fn conditions_and_indices_cut() {
+    let graph = text::parse(
+        "graph @g(%x: f32[3]) -> (%loss) {
+            %i = arg_reduce %x {axis = 0, largest} : i64[] %k = top_k %x {axis = 0, k = 1, indices} : i64[1]
+            %f = cast %i : f32[] %g = cast %k : f32[1] %y = add %f, %g : f32[1]
+            %loss = reduce_sum %y {axes = [0]} : f32[] }",
+    )
+    .unwrap();
+    let error = differentiate(&graph, value(&graph, "loss"), &[value(&graph, "x")]).unwrap_err().to_string();
+    assert_eq!(error, "`x` has no gradient: node `i`, arg_reduce, cuts its path to the loss `loss`");
+}
+
 const MLP: &str = "graph @mlp(%x: f32[2, 3], %target: f32[2, 1]) -> (%y, %loss) {
     %w0 = const rand(1) : f32[3, 4]
     %b0 = const rand(2) : f32[4]

@@ -9,11 +9,13 @@ mod elementwise;
 mod fake_quant;
 mod matmul;
 mod movement;
+mod normalize;
 mod reduce;
+mod select;
 
 use qail_ir::{
     Binary, BinaryFn, ConstData, Constant, DType, Graph, MatMul, NodeId, Op, Origin, Reduce, ReduceFn, Reshape,
-    TensorType, Transpose, TypeError, Unary, UnaryFn, ValueId,
+    Scatter, ScatterFn, TensorType, Transpose, TypeError, Unary, UnaryFn, ValueId,
 };
 
 /// What becomes of a gradient on its way to one operand.
@@ -42,24 +44,22 @@ pub(crate) fn flow(graph: &Graph, id: NodeId, slot: usize) -> Flow {
         | Op::Slice(_)
         | Op::Concat(_)
         | Op::Expand(_)
-        | Op::Reduce(Reduce { f: ReduceFn::Sum | ReduceFn::Mean | ReduceFn::Min | ReduceFn::Max, .. }) => {
-            match graph.ty(id.value()).dtype() {
-                Some(DType::F32) => Flow::Through,
-                Some(DType::F64) => Flow::Refused("compute in f32"),
-                Some(DType::Bool | DType::U8 | DType::I32 | DType::I64) | None => Flow::Cut,
-            }
-        }
-        Op::Reduce(Reduce { f: ReduceFn::Prod, .. }) => Flow::Refused(LATER),
-        Op::Compare(_) | Op::ArgReduce(_) => Flow::Cut,
-        Op::Where(_)
-        | Op::Gather(_)
-        | Op::Scatter(_)
+        | Op::Reduce(_)
         | Op::TopK(_)
         | Op::CumSum(_)
         | Op::Unfold(_)
         | Op::Softmax(_)
         | Op::Normalize(_)
-        | Op::Attention(_) => Flow::Refused(LATER),
+        | Op::Attention(_) => of_result(graph, id),
+        // Conditions and indices.
+        Op::Compare(_) | Op::ArgReduce(_) => Flow::Cut,
+        Op::Where(_) if slot == 0 => Flow::Cut,
+        Op::Gather(_) | Op::Scatter(_) if slot == 1 => Flow::Cut,
+        Op::Scatter(Scatter { f: ScatterFn::Mul | ScatterFn::Min | ScatterFn::Max }) => match of_result(graph, id) {
+            Flow::Through => Flow::Refused(LATER),
+            other => other,
+        },
+        Op::Where(_) | Op::Gather(_) | Op::Scatter(_) => of_result(graph, id),
         Op::Cast(cast) => match cast.to {
             DType::F32 if graph.operands(id).first().is_some_and(|&x| graph.ty(x).is_f32()) => Flow::Through,
             DType::F64 => Flow::Refused("compute in f32"),
@@ -77,6 +77,15 @@ pub(crate) fn flow(graph: &Graph, id: NodeId, slot: usize) -> Flow {
         | Op::Dequantize(_) => Flow::Refused(INTEGERS),
         Op::LinearWq(_) => Flow::Refused("differentiate before `quantize-weights`"),
         Op::Grad(_) => Flow::Refused("a backward graph has no second derivative"),
+    }
+}
+
+/// What can be differentiated has a rule if its result is `f32`; whole numbers move in jumps.
+fn of_result(graph: &Graph, id: NodeId) -> Flow {
+    match graph.ty(id.value()).dtype() {
+        Some(DType::F32) => Flow::Through,
+        Some(DType::F64) => Flow::Refused("compute in f32"),
+        Some(DType::Bool | DType::U8 | DType::I32 | DType::I64) | None => Flow::Cut,
     }
 }
 
@@ -102,19 +111,20 @@ pub(crate) fn backward(
         Op::Expand(_) => movement::expand(builder, operands, g),
         Op::Reduce(op) => reduce::reduce(builder, op, operands, g),
         Op::FakeQuant(op) => fake_quant::fake_quant(builder, op, operands, slot, g),
-        Op::Input(_)
+        Op::Where(_) => select::choose(builder, operands, slot, g),
+        Op::Gather(op) => select::gather(builder, op, operands, g),
+        Op::Scatter(op) => select::scatter(builder, op, operands, slot, g),
+        Op::TopK(op) => select::top_k(builder, op, operands, g),
+        Op::CumSum(op) => select::cum_sum(builder, op, g),
+        Op::Unfold(op) => movement::unfold(builder, op, operands, g),
+        Op::Softmax(op) => normalize::softmax(builder, op, g),
+        Op::Normalize(op) => normalize::normalize(builder, op, operands, g),
+        // Attention is written out before.
+        Op::Attention(_)
+        | Op::Input(_)
         | Op::Const(_)
         | Op::Compare(_)
-        | Op::Where(_)
-        | Op::Gather(_)
-        | Op::Scatter(_)
         | Op::ArgReduce(_)
-        | Op::TopK(_)
-        | Op::CumSum(_)
-        | Op::Unfold(_)
-        | Op::Softmax(_)
-        | Op::Normalize(_)
-        | Op::Attention(_)
         | Op::QAdd(_)
         | Op::QSum(_)
         | Op::Quantize(_)
@@ -153,9 +163,37 @@ impl<'g> Builder<'g> {
         Ok(self.graph.add(self.name.as_str(), op, operands, self.origin.clone())?.value())
     }
 
+    pub(crate) fn ty(&self, value: ValueId) -> TensorType {
+        self.graph.ty(value).clone()
+    }
+
     pub(crate) fn scalar(&mut self, number: f32) -> ValueId {
-        let constant = Constant { ty: TensorType::f32([]), data: ConstData::Splat(number.into()) };
+        self.splat(vec![], number)
+    }
+
+    /// The same number everywhere.
+    pub(crate) fn splat(&mut self, shape: Vec<usize>, number: f32) -> ValueId {
+        let constant = Constant { ty: TensorType::f32(shape), data: ConstData::Splat(number.into()) };
         self.graph.add_const(format!("{}.factor", self.name), constant, self.origin.clone())
+    }
+
+    pub(crate) fn ints(&mut self, ty: TensorType, elements: &[i64]) -> ValueId {
+        let constant = Constant::ints(ty, elements);
+        self.graph.add_const(format!("{}.index", self.name), constant, self.origin.clone())
+    }
+
+    /// True if a value is known to lie within bounds, both of them included. Reads through reshapes.
+    pub(crate) fn ints_within(&self, mut value: ValueId, [lo, hi]: [i64; 2]) -> bool {
+        while let (Op::Reshape(_), Some(&x)) = (self.graph.op(value), self.graph.operands(value.node).first()) {
+            value = x;
+        }
+        let elements = self.graph.const_of(value).and_then(|constant| constant.all_int().ok());
+        elements.is_some_and(|elements| elements.iter().all(|x| (lo..=hi).contains(x)))
+    }
+
+    /// Axes in another order, unless it is theirs already.
+    pub(crate) fn transposed_by(&mut self, x: ValueId, perm: Vec<usize>) -> Result<ValueId, TypeError> {
+        if perm.is_sorted() { Ok(x) } else { self.add(Op::Transpose(Transpose { perm }), &[x]) }
     }
 
     pub(crate) fn unary(&mut self, f: UnaryFn, x: ValueId) -> Result<ValueId, TypeError> {

@@ -1,6 +1,6 @@
 //! Operations that move elements: their gradients move back.
 
-use qail_ir::{Concat, Grad, Op, Slice, SliceAxis, SliceGrad, Transpose, TypeError, ValueId};
+use qail_ir::{Concat, Grad, Op, Slice, SliceAxis, SliceGrad, Transpose, TypeError, Unfold, UnfoldGrad, ValueId};
 
 use super::Builder;
 
@@ -56,4 +56,16 @@ pub(super) fn expand(builder: &mut Builder<'_>, operands: &[ValueId], g: ValueId
     let [x] = *operands else { return Err(TypeError::new("expand", "one operand", &[])) };
     let shape = builder.shape(x);
     builder.summed_to(g, &shape)
+}
+
+/// For each element the sum over the windows that show it.
+pub(super) fn unfold(
+    builder: &mut Builder<'_>,
+    op: &Unfold,
+    operands: &[ValueId],
+    g: ValueId,
+) -> Result<ValueId, TypeError> {
+    let [x] = *operands else { return Err(TypeError::new("unfold", "one operand", &[])) };
+    let shape = builder.shape(x);
+    builder.add(Op::Grad(Grad::Unfold(UnfoldGrad { unfold: op.clone(), shape })), &[g])
 }
