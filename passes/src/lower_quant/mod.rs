@@ -27,7 +27,11 @@ use qail_ir::{Constant, Dequantize, FakeQuant, Graph, NodeId, Op, Origin, Unary,
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
-    quant::{CodeInfo, LoweringReport, code, region::Region, weight_code},
+    quant::{
+        CodeInfo, LoweringReport,
+        region::{self, Region},
+        weight_code,
+    },
     rewrite,
 };
 use layer::Layer;
@@ -140,7 +144,7 @@ impl Lowering {
         let mut info = all.ok_or_else(missing)?;
         let op = match op {
             Op::Unfold(unfold) => {
-                let fill = fill_code(unfold.fill, &info);
+                let fill = region::fill_code(unfold.fill, &info);
                 (info.lo, info.hi) = (info.lo.min(fill), info.hi.max(fill));
                 Op::Unfold(Unfold { fill: fill as f32, ..unfold })
             }
@@ -214,16 +218,6 @@ impl Lowering {
             }
         }
         report
-    }
-}
-
-/// The code that windows show beyond the edges. An infinity is the first or last code, so the
-/// extreme of a pool is never the edge.
-fn fill_code(fill: f32, info: &CodeInfo) -> i32 {
-    match fill {
-        f32::NEG_INFINITY => info.lo,
-        f32::INFINITY => info.hi,
-        fill => code(f64::from(fill), info.step, info.zero_point, info.scheme.lo(), info.scheme.hi()),
     }
 }
 

@@ -401,6 +401,16 @@ pub fn multipliers(exit_scales: &[f64], s_out: f64) -> Result<Vec<Multiplier>, N
     exit_scales.iter().enumerate().map(one).collect()
 }
 
+/// The code that windows show beyond the edges. An infinity is the first or last code, so the
+/// extreme of a pool is never the edge.
+pub fn fill_code(fill: f32, info: &CodeInfo) -> i32 {
+    match fill {
+        f32::NEG_INFINITY => info.lo,
+        f32::INFINITY => info.hi,
+        fill => code(f64::from(fill), info.step, info.zero_point, info.scheme.lo(), info.scheme.hi()),
+    }
+}
+
 /// What one unit of a sum of codes is: the step over what the sum is divided by.
 pub fn sum_scale(step: f64, divisor: usize) -> f64 {
     step / divisor.max(1) as f64

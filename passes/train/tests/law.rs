@@ -4,6 +4,8 @@
 // Helpers of tests may fail loudly, as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/cnn.rs"]
+mod cnn;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -15,7 +17,8 @@ use qail_ir::{
     text,
 };
 use qail_passes::{
-    LowerQuant, Pass, PassContext, PassManager, PipelineOptions, Precision, pipeline, quant::region::Region,
+    LowerQuant, Pass, PassContext, PassManager, PipelineOptions, Precision, pipeline,
+    quant::region::{CodesFrom, Region},
     rebatch::rebatch,
 };
 use qail_train::{CpuExecutor, CpuOptions, ExecError, TrainExecutor};
@@ -53,6 +56,13 @@ fn compare(graph: &Graph, inputs: &BTreeMap<String, Tensor>, threads: usize) -> 
     let values = interp::run_all(&integer, inputs).unwrap();
     let by_name: BTreeMap<&str, &Tensor> =
         values.iter().map(|(value, tensor)| (integer.node(value.node).name.as_str(), tensor)).collect();
+    // What nobody asks for need not be there; the rest is the same.
+    let mut bare = CpuExecutor::new(graph, &CpuOptions { threads, keep: Vec::new() }).unwrap();
+    bare.run(&given).unwrap();
+    for output in &graph.outputs {
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+        assert_eq!(bits(bare.read(output.value).unwrap()), bits(executor.read(output.value).unwrap()));
+    }
     let mut n_codes = 0;
     for value in keep {
         let name = &graph.node(value.node).name;
@@ -169,6 +179,93 @@ fn every_route_to_codes_is_that_of_the_lowered_graph() {
             let inputs = BTreeMap::from([("x".to_owned(), random(&[batch, 5], 9, 1.0))]);
             assert!(compare(&graph, &inputs, 1) > 0, "{what}");
         }
+    }
+}
+
+/// Graphs of one image `x[2, 2, 6, 5]` with layers for it.
+fn image_text(body: &str) -> Graph {
+    let (outputs, body) = body.split_once('|').unwrap();
+    let whole = format!(
+        "graph @g(%x: f32[2, 2, 6, 5]) -> ({outputs}) {{
+        %w0 = const rand(1) : f32[18, 3]
+        %w0s = const [0.131, 0.149, 0.113] : f32[3]
+        %w0q = fake_quant %w0, %w0s {{s4, lo = -7, axis = 1}} : f32[18, 3]
+        %b0 = const rand(2) : f32[3]
+        %w1 = const rand(3) : f32[3, 3]
+        %w1s = const [0.0093, 0.0087, 0.0102] : f32[3]
+        %w1q = fake_quant %w1, %w1s {{s8, lo = -127, axis = 1}} : f32[3, 3]
+        %b1 = const rand(4) : f32[3]
+        %s = const [0.0173] : f32[]
+        %t = const [0.0311] : f32[]
+        %v = const [0.213] : f32[]
+        %z = const [3] : i32[]
+        %xq = fake_quant %x, %s {{s8}} : f32[2, 2, 6, 5]
+        %u = unfold %xq {{out = [2, 2, 3, 5], size = [1, 1, 3, 3], stride = [1, 1, 2, 1], pad = [0, 0, 1, 1]}}
+            : f32[2, 2, 3, 5, 3, 3]
+        %ut = transpose %u {{perm = [0, 2, 3, 1, 4, 5]}} : f32[2, 3, 5, 2, 3, 3]
+        %r = reshape %ut : f32[2, 3, 5, 18]
+        %l = linear %r, %w0q, %b0 : f32[2, 3, 5, 3]
+        {body} }}"
+    );
+    text::parse(&whole).unwrap_or_else(|error| panic!("{error}\n{whole}"))
+}
+
+#[test]
+fn convolutions_pools_and_sums_are_those_of_the_lowered_graph() {
+    for (what, body) in [
+        ("a convolution", "%y | %a = relu %l : f32[2, 3, 5, 3] %q = fake_quant %a, %v {u4} : f32[2, 3, 5, 3]
+            %y = linear %q, %w1q, %b1 : f32[2, 3, 5, 3]"),
+        ("a pool with a zero point", "%y, %m | %q = fake_quant %l, %t, %z {u8} : f32[2, 3, 5, 3]
+            %p = unfold %q {out = [2, 2, 3, 3], size = [1, 2, 2, 1], stride = [1, 2, 2, 1], pad = [0, 1, 1, 0], fill = -inf}
+                : f32[2, 2, 3, 3, 2, 2]
+            %m = reduce_max %p {axes = [4, 5]} : f32[2, 2, 3, 3] %y = linear %m, %w1q, %b1 : f32[2, 2, 3, 3]"),
+        ("windows of zeros with a zero point", "%y | %q = fake_quant %l, %t, %z {u8} : f32[2, 3, 5, 3]
+            %p = unfold %q {out = [2, 3, 7, 3], pad = [0, 0, 1, 0]} : f32[2, 3, 7, 3]
+            %y = linear %p, %w1q, %b1 : f32[2, 3, 7, 3]"),
+        ("a mean", "%y | %q = fake_quant %l, %t, %z {u8} : f32[2, 3, 5, 3] %m = reduce_mean %q {axes = [1, 2]} : f32[2, 3]
+            %a = relu %m : f32[2, 3] %n = fake_quant %a, %s {u8} : f32[2, 3] %y = linear %n, %w1q, %b1 : f32[2, 3]"),
+        ("a sum over windows", "%y | %q = fake_quant %l, %v {s4} : f32[2, 3, 5, 3]
+            %p = unfold %q {out = [2, 2, 4, 3], size = [1, 2, 2, 1]} : f32[2, 2, 4, 3, 2, 2]
+            %m = reduce_sum %p {axes = [4, 5]} : f32[2, 2, 4, 3] %n = fake_quant %m, %v {s8} : f32[2, 2, 4, 3]
+            %y = linear %n, %w1q, %b1 : f32[2, 2, 4, 3]"),
+        ("a residual sum", "%y | %q = fake_quant %l, %t, %z {u8} : f32[2, 3, 5, 3]
+            %k = linear %q, %w1q, %b1 : f32[2, 3, 5, 3] %sum = add %q, %k : f32[2, 3, 5, 3]
+            %a = relu %sum : f32[2, 3, 5, 3] %n = fake_quant %a, %v {u4} : f32[2, 3, 5, 3]
+            %y = linear %n, %w1q, %b1 : f32[2, 3, 5, 3]"),
+        ("a sum of codes that spread", "%y | %q = fake_quant %l, %t, %z {u8} : f32[2, 3, 5, 3]
+            %g = slice %q {start = [0, 1, 0, 0], len = [2, 1, 5, 3]} : f32[2, 1, 5, 3]
+            %sum = add %g, %q : f32[2, 3, 5, 3] %n = fake_quant %sum, %v {s4} : f32[2, 3, 5, 3]
+            %y = linear %n, %w1q, %b1 : f32[2, 3, 5, 3]"),
+        ("a concatenation", "%y | %q = fake_quant %l, %t {s8} : f32[2, 3, 5, 3] %k = linear %q, %w1q, %b1 : f32[2, 3, 5, 3]
+            %n = fake_quant %k, %t {s8} : f32[2, 3, 5, 3] %c = concat %n, %q {axis = 2} : f32[2, 3, 10, 3]
+            %y = linear %c, %w1q, %b1 : f32[2, 3, 10, 3]"),
+        ("a lookup of codes", "%y | %q = fake_quant %l, %t {s8} : f32[2, 3, 5, 3] %i = const [2, 0, -1] : i64[3]
+            %g = gather %q, %i {axis = 2} : f32[2, 3, 3, 3] %y = linear %g, %w1q, %b1 : f32[2, 3, 3, 3]"),
+    ] {
+        let graph = image_text(body);
+        let inputs = BTreeMap::from([("x".to_owned(), random(&[2, 2, 6, 5], 9, 1.0))]);
+        for threads in [1, 2] {
+            assert!(compare(&graph, &inputs, threads) > 0, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_convolutional_policy_trains_on_the_codes_of_its_artifact() {
+    for cnn in [cnn::SMALL, cnn::Cnn { batch: 7, image: [3, 13, 11], channels: [8, 8], stride: 2, actions: 2 }] {
+        let mut graph = cnn.graph();
+        // The loss is no part of a policy.
+        graph.outputs.truncate(1);
+        let [c, h, w] = cnn.image;
+        let mut inputs = BTreeMap::from([("x".to_owned(), random(&[cnn.batch, c, h, w], 9, 0.7))]);
+        inputs.insert("t".to_owned(), random(&[cnn.batch, cnn.actions], 10, 0.7));
+        let n = compare(&graph, &inputs, 1);
+        let region = Region::of(&graph).unwrap();
+        assert!(region.float_layers.is_empty() && region.layers.len() == 3);
+        let from = |is: fn(&CodesFrom) -> bool| region.quantizers.values().filter(|q| is(&q.from)).count();
+        assert_eq!(from(|from| matches!(from, CodesFrom::Add(_))), 1);
+        assert_eq!(from(|from| matches!(from, CodesFrom::Sum(_))), 1);
+        assert!(n > cnn.batch * 9 * h, "{n}");
     }
 }
 

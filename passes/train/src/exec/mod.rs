@@ -13,7 +13,8 @@
 //! - Floats read a quantizer as `code * step` and a layer as
 //!   `(acc as f64 * (s_in * s_w)) as f32`, as behind `dequantize`. Gradients are
 //!   computed from those numbers.
-//! - Float operations agree with the interpreter up to the order of sums.
+//! - Float operations agree with the interpreter up to the order of sums; movements, softmax,
+//!   norms and extremes to the last bit. Attention runs as its products.
 //! - Everything is the same bits for every number of threads. On another machine
 //!   float sums may differ: their order follows the sizes of its caches.
 //!
@@ -26,15 +27,22 @@ mod error;
 mod gemm;
 mod lanes;
 mod memory;
+mod moves;
 mod plan;
 mod plan_codes;
 mod plan_floats;
+mod plan_moves;
+mod rows;
 mod run;
+mod run_moves;
+mod spread;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use qail_ir::{Graph, ValueId, interp, verify};
+
+use crate::expand::{ExpandError, expand_attention, has_attention};
 
 pub use error::ExecError;
 use memory::{Item, Memory};
@@ -85,6 +93,19 @@ impl CpuExecutor {
     /// 4 GiB, else [`ExecError::TooLarge`].
     pub fn new(graph: &Graph, options: &CpuOptions) -> Result<Self, ExecError> {
         verify(graph).map_err(interp::InterpError::from)?;
+        let written;
+        let graph = if has_attention(graph) {
+            let mut copy = graph.clone();
+            let internal = |error: ExpandError| ExecError::Internal {
+                node: error.node,
+                invariant: "attention can be written out",
+            };
+            expand_attention(&mut copy).map_err(internal)?;
+            written = copy;
+            &written
+        } else {
+            graph
+        };
         let mut plan = Plan::new(graph, &options.keep)?;
         let memory = Memory::new(&plan.kinds, &plan.access, &plan.pinned)?;
         let threads = options.threads.max(1);

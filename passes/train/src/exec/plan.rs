@@ -55,7 +55,8 @@ pub(super) struct Planner<'g> {
     pub(super) weights: BTreeMap<NodeId, CodedWeights>,
     pub(super) needed: BTreeSet<Form>,
     pub(super) plan: Plan,
-    /// Places of quantizers of activations, of layers and of weights in the state.
+    /// Places of quantizers of activations (and of movements of codes that change their range), of layers and of
+    /// weights in the state.
     pub(super) quantizers: BTreeMap<NodeId, usize>,
     pub(super) layers: BTreeMap<NodeId, usize>,
     pub(super) weight_places: BTreeMap<NodeId, usize>,
@@ -226,32 +227,41 @@ impl Planner<'_> {
     }
 
     fn operands_of_codes(&self, value: ValueId) -> Vec<Form> {
-        use qail_passes::quant::region::CodesFrom;
+        use qail_passes::quant::region::{Addend, Addition, CodesFrom};
         if self.region.moved.contains_key(&value.node) {
-            return self.moved(value.node);
+            let view = self.code_view(value);
+            return if view.root == value { self.moved(value.node) } else { vec![Form::Codes(view.root)] };
         }
         if let Some(quantizer) = self.region.quantizers.get(&value.node) {
-            let from = match quantizer.from {
-                CodesFrom::Layer(layer) => Form::Acc(layer),
-                CodesFrom::Codes(codes) => Form::Codes(codes),
-                CodesFrom::Floats | CodesFrom::Sum(_) | CodesFrom::Add(_) => Form::Real(quantizer.x),
+            let mut forms = match &quantizer.from {
+                CodesFrom::Layer(layer) => vec![Form::Acc(*layer)],
+                CodesFrom::Codes(codes) => vec![Form::Codes(*codes)],
+                CodesFrom::Sum(sum) => vec![Form::Codes(sum.codes)],
+                CodesFrom::Add(Addition { a: Addend::Layer(layer), b, .. }) => vec![Form::Acc(*layer), Form::Codes(*b)],
+                CodesFrom::Add(Addition { a: Addend::Codes(a), b, .. }) => vec![Form::Codes(*a), Form::Codes(*b)],
+                CodesFrom::Floats => vec![Form::Real(quantizer.x)],
             };
-            return vec![from, Form::Real(quantizer.scale)];
+            forms.push(Form::Real(quantizer.scale));
+            return forms;
         }
         self.weights
             .get(&value.node)
             .map_or(Vec::new(), |weights| vec![Form::Real(weights.w), Form::Real(weights.scale)])
     }
 
-    /// What a movement reads: codes, and perhaps an index.
-    pub(super) fn moved(&self, id: NodeId) -> Vec<Form> {
-        let form = |value: ValueId| if self.has_codes(value) { Form::Codes(value) } else { Form::Real(value) };
-        self.graph.operands(id).into_iter().map(form).collect()
+    /// What an extreme or a concatenation of codes reads.
+    fn moved(&self, id: NodeId) -> Vec<Form> {
+        self.graph.operands(id).into_iter().map(Form::Codes).collect()
     }
 
     fn operands_of_real(&self, value: ValueId, all: Vec<Form>) -> Vec<Form> {
         let operands = self.graph.operands(value.node);
         match (self.graph.op(value), &operands[..]) {
+            _ if self.codes_serve(value) => {
+                let scale = self.region.quantizer_of(value).map(|quantizer| Form::Real(quantizer.scale));
+                std::iter::once(Form::Codes(value)).chain(scale).collect()
+            }
+            (Op::Grad(Grad::Unfold(_)), &[g]) => vec![Form::Real(self.view_of_windows(g).root)],
             (Op::Linear(_), _) if self.region.layers.contains_key(&value.node) => vec![Form::Acc(value.node)],
             (Op::FakeQuant(_), &[_, scale, ..]) if self.has_codes(value) => {
                 vec![Form::Codes(value), Form::Real(scale)]
@@ -261,7 +271,10 @@ impl Planner<'_> {
                 vec![Form::Codes(x), Form::Real(g)]
             }
             (Op::MatMul(_), &[a, b]) => vec![Form::Real(self.window(a).root), Form::Real(self.window(b).root)],
-            _ => all,
+            _ => {
+                let view = self.view(value);
+                if view.root == value { all } else { vec![Form::Real(view.root)] }
+            }
         }
     }
 

@@ -1,13 +1,15 @@
 //! Steps on codes: weights, layers and quantizers.
 
 use qail_ir::{Linear, NodeId, Op, ValueId};
-use qail_passes::quant::region::CodesFrom;
+use qail_passes::quant::region::{Addend, CodesFrom};
 
 use super::{
     ExecError,
     memory::{Item, Kind},
     plan::{CodedWeights, Form, Planner},
-    step::{Layer, Quantizer, Source, Step, Weights},
+    rows::Rows,
+    spread::Spread,
+    step::{AddCodes, AddendStep, Layer, Quantizer, Source, Step, SumOfCodes, Weights},
 };
 
 /// Below this, integers and their sums are exact in an `f32`.
@@ -61,7 +63,7 @@ impl Planner<'_> {
 
     /// The place of the quantizer whose codes a value holds.
     pub(super) fn quantizer_index(&self, mut value: ValueId) -> Result<usize, ExecError> {
-        while let Some(&moved) = self.region.moved.get(&value.node) {
+        while let (None, Some(&moved)) = (self.quantizers.get(&value.node), self.region.moved.get(&value.node)) {
             value = moved;
         }
         let index = self.quantizers.get(&value.node).copied();
@@ -73,30 +75,17 @@ impl Planner<'_> {
         let form = Form::Codes(value);
         let size = Kind::F32(self.graph.ty(value).n_elements());
         let name = self.graph.node(id).name.clone();
-        if let Some(&x) = self.region.moved.get(&id) {
-            let codes = self.known(Form::Codes(x))?;
-            if let Op::Reshape(_) = self.graph.op(value) {
-                self.plan.items.insert(form, codes);
-                return Ok(());
-            }
-            let out = self.item(form, size);
-            let node = Box::new(self.graph.node(id).clone());
-            let mut operands = Vec::new();
-            for (form, operand) in self.moved(id).into_iter().zip(self.graph.operands(id)) {
-                operands.push((self.known(form)?, self.graph.ty(operand).clone()));
-            }
-            let reads: Vec<Item> = operands.iter().map(|(item, _)| *item).collect();
-            self.push(Step::Interpret { node, operands, out }, &reads, &[out]);
-            return Ok(());
+        if self.region.moved.contains_key(&id) {
+            return self.move_codes(value);
         }
         if let Some(quantizer) = self.region.quantizers.get(&id).cloned() {
-            let (source, from) = self.source(&quantizer.from, quantizer.x)?;
+            let (source, mut reads) = self.source(&quantizer.from, quantizer.x)?;
             let step = self.real(quantizer.scale)?;
+            reads.push(step);
             let codes = self.item(form, size);
-            let index = self.quantizers.len();
-            self.quantizers.insert(id, index);
+            let index = self.new_place(id);
             let quantizer = Quantizer { name, index, quantizer, source, step, codes };
-            self.push(Step::Quantizer(quantizer), &[from, step], &[codes]);
+            self.push(Step::Quantizer(quantizer), &reads, &[codes]);
             return Ok(());
         }
         let missing = || self.internal(id, "codes belong to quantizers");
@@ -110,23 +99,64 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn source(&self, from: &CodesFrom, x: ValueId) -> Result<(Source, Item), ExecError> {
-        Ok(match *from {
-            CodesFrom::Layer(id) => {
-                let acc = self.known(Form::Acc(id))?;
-                let layer = self.layer_index(id)?;
-                (Source::Layer { layer, acc, wide: self.is_wide(acc) }, acc)
+    /// A new place for how codes read.
+    pub(super) fn new_place(&mut self, id: NodeId) -> usize {
+        let index = self.quantizers.len();
+        self.quantizers.insert(id, index);
+        index
+    }
+
+    fn source(&self, from: &CodesFrom, x: ValueId) -> Result<(Source, Vec<Item>), ExecError> {
+        Ok(match from {
+            &CodesFrom::Layer(id) => {
+                let (layer, acc, wide) = self.accumulators(id)?;
+                (Source::Layer { layer, acc, wide }, vec![acc])
             }
-            CodesFrom::Codes(value) => {
+            &CodesFrom::Codes(value) => {
                 let codes = self.known(Form::Codes(value))?;
-                (Source::Codes { quantizer: self.quantizer_index(value)?, codes }, codes)
+                (Source::Codes { quantizer: self.quantizer_index(value)?, codes }, vec![codes])
             }
-            CodesFrom::Sum(_) | CodesFrom::Add(_) => return Err(self.internal(x.node, "sums of codes are not trained")),
+            CodesFrom::Sum(sum) => {
+                let codes = self.known(Form::Codes(sum.codes))?;
+                let Op::Reduce(reduce) = &self.graph.node(sum.node).op else {
+                    return Err(self.internal(sum.node, "a sum of codes is a reduction"));
+                };
+                let rows = Rows::new(&self.graph.ty(sum.codes).shape, &reduce.axes);
+                let (name, quantizer) = (self.graph.node(sum.node).name.clone(), self.quantizer_index(sum.codes)?);
+                let step = SumOfCodes { name, quantizer, codes, rows, n: sum.n, divisor: sum.divisor };
+                (Source::Sum(Box::new(step)), vec![codes])
+            }
+            CodesFrom::Add(addition) => {
+                let codes_b = self.known(Form::Codes(addition.b))?;
+                let (a, item, of_a) = match addition.a {
+                    Addend::Layer(id) => {
+                        let (layer, acc, wide) = self.accumulators(id)?;
+                        (AddendStep::Layer { layer, acc, wide }, acc, id.value())
+                    }
+                    Addend::Codes(a) => {
+                        let codes = self.known(Form::Codes(a))?;
+                        (AddendStep::Codes { quantizer: self.quantizer_index(a)?, codes }, codes, a)
+                    }
+                };
+                let shape = |value: ValueId| &self.graph.ty(value).shape[..];
+                let to = shape(addition.node.value());
+                let row: Vec<usize> = to.last().copied().into_iter().collect();
+                let channels: &[usize] = if matches!(a, AddendStep::Layer { .. }) { &row } else { &[] };
+                let spread = Spread::new(to, &[shape(of_a), shape(addition.b), channels]);
+                let name = self.graph.node(addition.node).name.clone();
+                let step = AddCodes { name, a, quantizer_b: self.quantizer_index(addition.b)?, codes_b, spread };
+                (Source::Add(Box::new(step)), vec![item, codes_b])
+            }
             CodesFrom::Floats => {
                 let x = self.real(x)?;
-                (Source::Floats(x), x)
+                (Source::Floats(x), vec![x])
             }
         })
+    }
+
+    fn accumulators(&self, id: NodeId) -> Result<(usize, Item, bool), ExecError> {
+        let acc = self.known(Form::Acc(id))?;
+        Ok((self.layer_index(id)?, acc, self.is_wide(acc)))
     }
 
     fn layer_index(&self, id: NodeId) -> Result<usize, ExecError> {
@@ -150,7 +180,7 @@ impl Planner<'_> {
     /// What floats read of a quantizer.
     pub(super) fn scale(&mut self, value: ValueId) -> Result<(), ExecError> {
         let codes = self.known(Form::Codes(value))?;
-        let quantizer = self.region.quantizers.get(&value.node).map(|quantizer| quantizer.scale);
+        let quantizer = self.region.quantizer_of(value).map(|quantizer| quantizer.scale);
         let weights = self.weights.get(&value.node).map(|weights| weights.scale);
         let out = self.item(Form::Real(value), Kind::F32(self.graph.ty(value).n_elements()));
         match (quantizer, weights) {

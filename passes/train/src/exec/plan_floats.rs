@@ -1,12 +1,14 @@
 //! Steps in floats. What has no fast loop runs on the interpreter.
 
-use qail_ir::{Binary, FakeQuantGrad, Grad, NodeId, Op, Reduce, ReduceFn, Shape, Unary, ValueId, Wrt};
+use qail_ir::{Binary, BinaryGrad, FakeQuantGrad, Grad, NodeId, Op, Reduce, ReduceFn, Shape, Unary, ValueId, Wrt};
 
 use super::{
     ExecError,
     lanes::Beside,
     memory::{Item, Kind},
     plan::{Form, Planner},
+    rows::Rows,
+    spread::Spread,
     step::{QuantizerGrad, Step, Window},
 };
 
@@ -44,7 +46,10 @@ impl Planner<'_> {
     pub(super) fn value(&mut self, value: ValueId) -> Result<(), ExecError> {
         let id = value.node;
         let operands = self.graph.operands(id);
+        let is_f32 = self.graph.ty(value).is_f32();
         match (self.graph.node(id).op.clone(), &operands[..]) {
+            _ if self.codes_serve(value) => self.scale(value),
+            _ if is_f32 && self.view(value).root != value => self.move_floats(value),
             (Op::Linear(linear), _) if self.region.layers.contains_key(&id) => self.leave(value, &linear),
             (Op::Linear(linear), &[x, w, b]) => {
                 let [k, n] = self.graph.ty(w).shape[..] else { return self.interpret(value) };
@@ -67,19 +72,47 @@ impl Planner<'_> {
             (Op::Binary(binary), &[a, b]) => self.binary(value, &binary, a, b),
             (Op::Reduce(reduce), &[x]) => self.reduce(value, &reduce, x),
             (Op::Expand(_), &[x]) => self.expand(value, x),
+            (Op::Concat(concat), _) if is_f32 => self.concat(value, concat.axis),
+            (Op::Gather(gather), &[x, index]) if is_f32 => self.gather(value, gather.axis, [x, index]),
+            (Op::Scatter(scatter), &[x, index, update]) if is_f32 => self.scatter(value, &scatter, [x, index, update]),
+            (Op::Where(_), &[c, a, b]) if is_f32 => self.choose(value, [c, a, b]),
+            (Op::Softmax(softmax), &[x]) => {
+                let rows = Rows::new(&self.graph.ty(x).shape, &[softmax.axis]);
+                let x = self.real(x)?;
+                let out = self.out(value);
+                self.push(Step::Softmax { log: softmax.log, rows, x, out }, &[x], &[out]);
+                Ok(())
+            }
+            (Op::Normalize(op), &[x]) => {
+                let rows = Rows::new(&self.graph.ty(x).shape, &op.axes);
+                let x = self.real(x)?;
+                let out = self.out(value);
+                self.push(Step::Normalize { eps: op.eps, center: op.center, rows, x, out }, &[x], &[out]);
+                Ok(())
+            }
+            (Op::Grad(Grad::Unfold(grad)), &[g]) => self.unfold_grad(value, &grad, g),
+            (Op::Grad(Grad::Binary(grad)), &[a, b, g]) => self.binary_grad(value, &grad, [a, b, g]),
+            (Op::Grad(Grad::Reduce(reduce)), &[x, g]) => {
+                let rows = Rows::new(&self.graph.ty(x).shape, &reduce.axes);
+                let largest = reduce.f == ReduceFn::Max;
+                let (x, g) = (self.real(x)?, self.real(g)?);
+                let out = self.out(value);
+                self.push(Step::ExtremeGrad { largest, rows, x, g, out }, &[x, g], &[out]);
+                Ok(())
+            }
             (Op::Grad(Grad::Unary(unary)), &[x, g]) => self.unary_grad(value, &unary, x, g),
             (Op::Grad(Grad::FakeQuant(grad)), _) => self.quantizer_grad(value, &grad, &operands),
             _ => self.interpret(value),
         }
     }
 
-    fn out(&mut self, value: ValueId) -> Item {
+    pub(super) fn out(&mut self, value: ValueId) -> Item {
         let n = self.graph.ty(value).n_elements();
         self.item(Form::Real(value), Kind::F32(n))
     }
 
     /// Leaves a node to the interpreter.
-    fn interpret(&mut self, value: ValueId) -> Result<(), ExecError> {
+    pub(super) fn interpret(&mut self, value: ValueId) -> Result<(), ExecError> {
         let ty = self.graph.ty(value).clone();
         let operands: Result<Vec<_>, ExecError> = (self.graph.operands(value.node).into_iter())
             .map(|operand| Ok((self.real(operand)?, self.graph.ty(operand).clone())))
@@ -168,12 +201,40 @@ impl Planner<'_> {
         {
             (Some(beside), _) => (beside, false),
             (None, Some(beside)) => (beside, true),
-            (None, None) => return self.interpret(value),
+            (None, None) => {
+                let spread = Spread::new(&ty.shape, &[&of_a.shape, &of_b.shape]);
+                let (a, b) = (self.real(a)?, self.real(b)?);
+                let out = self.out(value);
+                self.push(Step::Spread { f: binary.f, spread, a, b, out }, &[a, b], &[out]);
+                return Ok(());
+            }
         };
         let (a, b) = if flipped { (b, a) } else { (a, b) };
         let (a, b) = (self.real(a)?, self.real(b)?);
         let out = self.out(value);
         self.push(Step::Binary { f: binary.f, beside, flipped, a, b, out }, &[a, b], &[out]);
+        Ok(())
+    }
+
+    fn binary_grad(&mut self, value: ValueId, grad: &BinaryGrad, operands: [ValueId; 3]) -> Result<(), ExecError> {
+        let shape = |value: ValueId| &self.graph.ty(value).shape[..];
+        let [a, b, g] = operands.map(shape);
+        let spread = Spread::new(shape(value), &[a, b, g]);
+        let [a, b, g] = operands;
+        let operands = [self.real(a)?, self.real(b)?, self.real(g)?];
+        let out = self.out(value);
+        self.push(Step::SpreadGrad { f: grad.f, wrt: grad.wrt, spread, operands, out }, &operands, &[out]);
+        Ok(())
+    }
+
+    fn choose(&mut self, value: ValueId, operands: [ValueId; 3]) -> Result<(), ExecError> {
+        let shape = |value: ValueId| &self.graph.ty(value).shape[..];
+        let [c, a, b] = operands.map(shape);
+        let spread = Spread::new(shape(value), &[c, a, b]);
+        let [c, a, b] = operands;
+        let operands = [self.real(c)?, self.real(a)?, self.real(b)?];
+        let out = self.out(value);
+        self.push(Step::Choose { spread, operands, out }, &operands, &[out]);
         Ok(())
     }
 
@@ -186,18 +247,18 @@ impl Planner<'_> {
         if !ty.is_f32() {
             return self.interpret(value);
         }
-        let factor = match reduce.f {
-            ReduceFn::Sum => 1.0,
-            ReduceFn::Mean => 1.0 / count as f64,
-            ReduceFn::Min | ReduceFn::Max | ReduceFn::Prod => return self.interpret(value),
-        };
         if ty.n_elements() == 0 {
             return self.interpret(value);
         }
+        let factor = match reduce.f {
+            ReduceFn::Sum => 1.0,
+            ReduceFn::Mean => 1.0 / count as f64,
+            ReduceFn::Min | ReduceFn::Max | ReduceFn::Prod => return self.reduce_rows(value, reduce, x),
+        };
         let rows = reduced.windows(2).all(|pair| pair[0] <= pair[1]);
         let columns = reduced.windows(2).all(|pair| pair[0] >= pair[1]);
         if !rows && !columns {
-            return self.interpret(value);
+            return self.reduce_rows(value, reduce, x);
         }
         let x = self.real(x)?;
         let out = self.out(value);
@@ -207,10 +268,25 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn expand(&mut self, value: ValueId, x: ValueId) -> Result<(), ExecError> {
-        let (from, to) = (self.graph.ty(x).clone(), self.graph.ty(value).clone());
+    /// Any axes, in the order of the interpreter.
+    fn reduce_rows(&mut self, value: ValueId, reduce: &Reduce, x: ValueId) -> Result<(), ExecError> {
+        let rows = Rows::new(&self.graph.ty(x).shape, &reduce.axes);
+        let x = self.real(x)?;
+        let out = self.out(value);
+        self.push(Step::Reduce { f: reduce.f, rows, x, out }, &[x], &[out]);
+        Ok(())
+    }
+
+    /// True for an `expand` that repeats its operand as a whole.
+    pub(super) fn repeats(&self, value: ValueId) -> bool {
+        let Some(&x) = self.graph.operands(value.node).first() else { return false };
+        let (from, to) = (self.graph.ty(x), self.graph.ty(value));
         let own: Vec<usize> = from.shape.iter().copied().skip_while(|&extent| extent == 1).collect();
-        if !to.is_f32() || from.n_elements() == 0 || !to.shape.ends_with(&own) {
+        to.is_f32() && from.n_elements() != 0 && to.shape.ends_with(&own)
+    }
+
+    fn expand(&mut self, value: ValueId, x: ValueId) -> Result<(), ExecError> {
+        if !self.repeats(value) {
             return self.interpret(value);
         }
         let x = self.real(x)?;

@@ -19,12 +19,14 @@ use super::{
 
 /// Numbers of a layer on codes, as the steps of this run make them.
 #[derive(Clone, Debug, Default)]
-struct LayerNumbers {
+pub(super) struct LayerNumbers {
     /// Name of the layer.
-    name: String,
-    exit_scales: Vec<f64>,
+    pub(super) name: String,
+    pub(super) exit_scales: Vec<f64>,
+    /// Largest magnitude that an accumulator may reach.
+    pub(super) bound: i64,
     /// Bias codes for codes without their zero point.
-    bias: Vec<f64>,
+    pub(super) bias: Vec<f64>,
 }
 
 /// Everything that changes from run to run.
@@ -33,8 +35,8 @@ pub(super) struct State {
     pub(super) memory: Memory,
     pub(super) threads: usize,
     /// How the codes of each quantizer read.
-    infos: Vec<Option<CodeInfo>>,
-    layers: Vec<LayerNumbers>,
+    pub(super) infos: Vec<Option<CodeInfo>>,
+    pub(super) layers: Vec<LayerNumbers>,
     weights: Vec<Vec<ColumnSums>>,
 }
 
@@ -158,6 +160,19 @@ impl State {
                 });
                 Ok(())
             }
+            Step::Pick { .. }
+            | Step::PickCodes { .. }
+            | Step::Sums { .. }
+            | Step::Join { .. }
+            | Step::Gather { .. }
+            | Step::Scatter { .. }
+            | Step::Reduce { .. }
+            | Step::ExtremeGrad { .. }
+            | Step::Softmax { .. }
+            | Step::Normalize { .. }
+            | Step::Spread { .. }
+            | Step::SpreadGrad { .. }
+            | Step::Choose { .. } => self.take_moves(step),
             Step::Repeat { x, out } => {
                 self.memory.write(*out, |memory, out| {
                     let x = memory.f32(*x);
@@ -174,8 +189,11 @@ impl State {
             }
             Step::Interpret { node, operands, out } => {
                 let owned: Vec<Option<Tensor>> = (operands.iter())
-                    .map(|(item, ty)| {
-                        ty.is_f32().then(|| Tensor::f32(ty.shape.clone(), self.memory.f32(*item).to_vec()))
+                    .map(|(item, ty)| match self.memory.tensor(*item) {
+                        _ if ty.is_f32() => Some(Tensor::f32(ty.shape.clone(), self.memory.f32(*item).to_vec())),
+                        // A reshaped value has the item of what it reshapes.
+                        Some(tensor) if tensor.ty != *ty => Some(Tensor { ty: ty.clone(), data: tensor.data.clone() }),
+                        _ => None,
                     })
                     .collect();
                 let tensors: Option<Vec<&Tensor>> = (owned.iter().zip(operands))
@@ -194,7 +212,7 @@ impl State {
         }
     }
 
-    fn info(&self, quantizer: usize) -> Result<&CodeInfo, ExecError> {
+    pub(super) fn info(&self, quantizer: usize) -> Result<&CodeInfo, ExecError> {
         self.infos
             .get(quantizer)
             .and_then(Option::as_ref)
@@ -226,13 +244,13 @@ impl State {
         let b: Vec<f64> = self.memory.f32(bias).iter().map(|&b| f64::from(b)).collect();
         let columns = self.weights.get(weights).map(Vec::as_slice).unwrap_or_default();
         let codes = region::bias_codes(&b, &exit_scales, columns, &info)
-            .map_err(|Overflow { channel, bound }| ExecError::Overflow { node: name.clone(), channel, bound })?
-            .codes;
+            .map_err(|Overflow { channel, bound }| ExecError::Overflow { node: name.clone(), channel, bound })?;
         // Codes are without their zero point here, so the bias is alone.
         let z = i64::from(info.zero_point);
-        let bias = codes.iter().zip(columns).map(|(code, column)| (code + z * column.sum) as f64).collect();
+        let bound = codes.bound;
+        let bias = codes.codes.iter().zip(columns).map(|(code, column)| (code + z * column.sum) as f64).collect();
         if let Some(place) = self.layers.get_mut(index) {
-            *place = LayerNumbers { name: name.clone(), exit_scales, bias };
+            *place = LayerNumbers { name: name.clone(), exit_scales, bound, bias };
         }
         let threads = self.threads;
         let Some([x_wide, w_wide]) = wide else {
@@ -263,6 +281,8 @@ impl State {
         let functions = &quantizer.functions[..];
         let info =
             match *source {
+                Source::Sum(ref sum) => self.sum_of_codes(sum, *out, functions, &info)?,
+                Source::Add(ref add) => self.add_codes(add, *out, functions, &info)?,
                 Source::Layer { layer, acc, wide } => {
                     let numbers = self.layers.get(layer).ok_or_else(|| internal("a layer has its place"))?;
                     match region::route(None, functions, &info) {
@@ -380,7 +400,7 @@ fn leave(threads: usize, out: &mut [f32], memory: &Memory, acc: Item, wide: bool
 }
 
 /// From floats, through functions, to codes.
-fn quantize(
+pub(super) fn quantize(
     threads: usize,
     name: &str,
     out: &mut [f32],
@@ -417,6 +437,6 @@ fn outside(name: &str) -> ExecError {
     ExecError::Internal { node: name.to_owned(), invariant: "matrices lie inside of their buffers" }
 }
 
-fn internal(invariant: &'static str) -> ExecError {
+pub(super) fn internal(invariant: &'static str) -> ExecError {
     ExecError::Internal { node: String::new(), invariant }
 }

@@ -1,9 +1,15 @@
 //! What an executor does, one step after another.
 
-use qail_ir::{BinaryFn, Node, TensorType, UnaryFn};
+use qail_ir::{BinaryFn, Node, ReduceFn, TensorType, UnaryFn, Wrt};
 use qail_passes::quant::{CodeInfo, region::ActivationQuantizer};
 
-use super::{lanes::Beside, memory::Item};
+use super::{
+    lanes::Beside,
+    memory::Item,
+    moves::{Picks, Sums},
+    rows::Rows,
+    spread::Spread,
+};
 
 /// A matrix inside an item.
 #[derive(Clone, Debug)]
@@ -38,13 +44,50 @@ pub(super) struct Layer {
     pub(super) n: usize,
 }
 
-/// Where a quantizer gets its codes.
+/// A sum of codes in front of a quantizer.
+#[derive(Clone, Debug)]
+pub(super) struct SumOfCodes {
+    pub(super) name: String,
+    /// How the codes read.
+    pub(super) quantizer: usize,
+    pub(super) codes: Item,
+    pub(super) rows: Rows,
+    /// Codes in a sum, and what the sum is divided by.
+    pub(super) n: usize,
+    pub(super) divisor: usize,
+}
+
+/// The first operand of an addition in front of a quantizer.
 #[derive(Clone, Copy, Debug)]
+pub(super) enum AddendStep {
+    /// Accumulators of a layer.
+    Layer { layer: usize, acc: Item, wide: bool },
+    /// Codes.
+    Codes { quantizer: usize, codes: Item },
+}
+
+/// An addition in front of a quantizer.
+#[derive(Clone, Debug)]
+pub(super) struct AddCodes {
+    pub(super) name: String,
+    pub(super) a: AddendStep,
+    pub(super) quantizer_b: usize,
+    pub(super) codes_b: Item,
+    /// Of both operands, and of the channels of `a`.
+    pub(super) spread: Spread,
+}
+
+/// Where a quantizer gets its codes.
+#[derive(Clone, Debug)]
 pub(super) enum Source {
     /// From the accumulators of a layer: its place and theirs.
     Layer { layer: usize, acc: Item, wide: bool },
     /// From other codes: of this quantizer, in this place.
     Codes { quantizer: usize, codes: Item },
+    /// From a sum of codes.
+    Sum(Box<SumOfCodes>),
+    /// From the sum of two values.
+    Add(Box<AddCodes>),
     /// From floats.
     Floats(Item),
 }
@@ -188,6 +231,99 @@ pub(super) enum Step {
     },
     /// Gradients of a quantizer, by what it reads and by its steps.
     QuantizerGrad(QuantizerGrad),
+    /// Elements in other places; `fill` where there is none.
+    Pick {
+        x: Item,
+        out: Item,
+        picks: Picks,
+        fill: f32,
+    },
+    /// The same of codes; with a place for how they read and the real number of the fill, if there is one.
+    PickCodes {
+        from: usize,
+        to: Option<(usize, f32)>,
+        x: Item,
+        out: Item,
+        picks: Picks,
+    },
+    /// Sums over elements in other places.
+    Sums {
+        x: Item,
+        out: Item,
+        sums: Sums,
+    },
+    /// Parts side by side, each with the elements of its rows; of codes, with the places of how they read.
+    Join {
+        parts: Vec<(Item, usize)>,
+        out: Item,
+        codes: Option<(Vec<usize>, usize)>,
+    },
+    /// `x[lead, extent, row]` by a computed index; `dims` are extent and row.
+    Gather {
+        x: Item,
+        index: Item,
+        out: Item,
+        dims: [usize; 2],
+    },
+    /// Rows added or written by a computed index.
+    Scatter {
+        x: Item,
+        index: Item,
+        update: Item,
+        out: Item,
+        row: usize,
+        sums: bool,
+    },
+    /// One number of each row.
+    Reduce {
+        f: ReduceFn,
+        rows: Rows,
+        x: Item,
+        out: Item,
+    },
+    /// Gradient of the smallest or largest number of each row.
+    ExtremeGrad {
+        largest: bool,
+        rows: Rows,
+        x: Item,
+        g: Item,
+        out: Item,
+    },
+    Softmax {
+        log: bool,
+        rows: Rows,
+        x: Item,
+        out: Item,
+    },
+    Normalize {
+        eps: f32,
+        center: bool,
+        rows: Rows,
+        x: Item,
+        out: Item,
+    },
+    /// A function of two tensors that broadcast in any way.
+    Spread {
+        f: BinaryFn,
+        spread: Spread,
+        a: Item,
+        b: Item,
+        out: Item,
+    },
+    /// Its partial derivative times `g`: operands are `a`, `b`, `g`.
+    SpreadGrad {
+        f: BinaryFn,
+        wrt: Wrt,
+        spread: Spread,
+        operands: [Item; 3],
+        out: Item,
+    },
+    /// One or the other: operands are truth values and two tensors.
+    Choose {
+        spread: Spread,
+        operands: [Item; 3],
+        out: Item,
+    },
     /// Any operation, by the interpreter.
     Interpret {
         node: Box<Node>,
