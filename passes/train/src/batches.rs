@@ -102,6 +102,8 @@ pub(crate) enum Purpose {
     Order = 1,
     /// The noise of a step.
     Noise = 2,
+    /// The noise of a draw of held-out rows.
+    JudgeNoise = 3,
 }
 
 /// The generator of (seed, purpose, counter).
@@ -142,11 +144,32 @@ impl Noise {
         Self { seed, deviations }
     }
 
+    /// Leaves the columns of `data` alone that `exact` names: integers, which
+    /// are indices, flags and pixels.
+    #[must_use]
+    pub fn except(mut self, data: &Rows, exact: impl Fn(&str) -> bool) -> Self {
+        for (deviations, column) in self.deviations.iter_mut().zip(&data.observations) {
+            if exact(&column.name) {
+                deviations.fill(0.0);
+            }
+        }
+        self
+    }
+
     /// Changes the rows of a step in place; `rows` holds whole rows of each
     /// observation, in the order of the data set.
     pub fn add(&self, step: u64, rows: &mut [Vec<f32>]) {
-        let mut generator = generator(self.seed, Purpose::Noise, step);
-        for (rows, deviations) in rows.iter_mut().zip(&self.deviations) {
+        self.add_by(generator(self.seed, Purpose::Noise, step), rows.iter_mut().map(Vec::as_mut_slice));
+    }
+
+    /// Changes a copy of held-out rows in place, one of several: the same kind
+    /// of noise as in training, and never the same numbers.
+    pub(crate) fn add_to_judged<'a>(&self, draw: u64, rows: impl Iterator<Item = &'a mut [f32]>) {
+        self.add_by(generator(self.seed, Purpose::JudgeNoise, draw), rows);
+    }
+
+    fn add_by<'a>(&self, mut generator: ChaCha8Rng, rows: impl Iterator<Item = &'a mut [f32]>) {
+        for (rows, deviations) in rows.zip(&self.deviations) {
             for row in rows.chunks_mut(deviations.len().max(1)) {
                 for (x, &deviation) in row.iter_mut().zip(deviations) {
                     *x += deviation * normal(&mut generator);
@@ -227,5 +250,11 @@ mod tests {
         assert_eq!(again, noisy);
         noise.add(4, &mut again);
         assert_ne!(again, noisy);
+        let mut judged = column.data.clone();
+        noise.add_to_judged(3, std::iter::once(judged.as_mut_slice()));
+        assert_ne!(judged, noisy[0]);
+        let mut exact = vec![column.data.clone()];
+        noise.except(&rows, |name| name == "obs").add(3, &mut exact);
+        assert_eq!(exact[0], column.data);
     }
 }

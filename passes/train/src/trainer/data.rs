@@ -28,12 +28,12 @@ impl Data {
         rows: Rows,
         mut teacher: Forward,
         head: &Head,
+        noise: Option<Noise>,
         options: &TrainOptions,
     ) -> Result<Self, TrainError> {
         let outputs = head.outputs();
         let answers = teacher.run(&rows.observations, &outputs)?;
         let names = outputs.iter().map(|name| (*name).to_owned()).collect();
-        let noise = (options.obs_noise > 0.0).then(|| Noise::new(&rows, options.obs_noise, options.seed));
         let noisy = noise.map(|noise| (noise, teacher, names));
         Ok(Self::with(rows, answers, noisy, options))
     }

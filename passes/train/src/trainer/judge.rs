@@ -1,4 +1,10 @@
 //! Errors of actions on held-out rows: what decides which parameters are kept.
+//!
+//! Two questions have two sets of rows. How good a policy is, is asked on the
+//! rows as they were recorded; that is the figure of the report. Which of two is
+//! better, is asked for what was trained: if observations got noise, so do the
+//! judged ones, because on recorded states alone a policy may win that is lost a
+//! little beside them.
 
 use std::collections::BTreeMap;
 
@@ -9,33 +15,107 @@ use qail_ir::{
 
 use super::TrainError;
 use crate::{
-    batches::{Column, Rows},
+    batches::{Column, Noise, Rows},
     forward::Forward,
     metrics::ActionError,
 };
 
+/// Noisy rows to choose by; fewer held-out rows are drawn several times.
+const N_NOISY: usize = 4096;
+/// The most numbers that noisy observations take: 64 MiB.
+const MAX_NOISY: usize = 1 << 24;
+
 /// Held-out rows and who judges on them.
 pub(super) struct Judge {
-    pub(super) student: Forward,
-    pub(super) rows: Rows,
-    /// Actions of the full-precision policy.
-    pub(super) reference: Column,
-    pub(super) action: String,
+    student: Forward,
+    clean: Judged,
+    noisy: Option<Judged>,
+    action: String,
+}
+
+/// Rows and the actions that are right for them.
+struct Judged {
+    observations: Vec<Column>,
+    /// Of the full-precision policy.
+    teacher: Column,
+    expert: Option<Column>,
+}
+
+/// Distance from the actions of the full-precision policy and of the expert.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Errors {
+    pub(super) teacher: ActionError,
+    pub(super) expert: Option<ActionError>,
+}
+
+/// What a judge finds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Verdict {
+    /// On the rows as they were recorded.
+    pub(super) clean: Errors,
+    /// On the rows that decide.
+    pub(super) judged: Errors,
 }
 
 impl Judge {
-    pub(super) fn errors(&mut self, elements: &[Vec<f32>]) -> Result<(ActionError, Option<ActionError>), TrainError> {
-        self.student.set(elements)?;
-        let actions = self.student.run(&self.rows.observations, &[&self.action])?;
-        let actions = actions.into_iter().next().ok_or_else(|| TrainError::NoOutput { name: self.action.clone() })?;
-        let mut teacher = ActionError::new();
-        teacher.add(&actions.data, &self.reference.data);
-        let expert = self.rows.actions.as_ref().map(|expert| {
-            let mut error = ActionError::new();
-            error.add(&actions.data, &expert.data);
-            error
+    /// Judges on `rows` as they are; `reference` are the teacher's actions.
+    pub(super) fn new(student: Forward, rows: Rows, reference: Column, action: String) -> Self {
+        let clean = Judged { observations: rows.observations, teacher: reference, expert: rows.actions };
+        Self { student, clean, noisy: None, action }
+    }
+
+    /// Chooses by rows with noise; `teacher` answers for them, and the expert's
+    /// action moves with its answer.
+    pub(super) fn with_noise(mut self, noise: &Noise, teacher: &mut Forward) -> Result<Self, TrainError> {
+        let clean = &self.clean;
+        let n_rows = clean.observations.first().map_or(0, Column::n_rows).max(1);
+        let numbers: usize = clean.observations.iter().map(|column| column.data.len()).sum();
+        let n_draws = N_NOISY.div_ceil(n_rows).min(MAX_NOISY / numbers.max(1)).max(1);
+        let mut observations: Vec<Column> = clean.observations.clone();
+        observations.iter_mut().for_each(|column| column.data = column.data.repeat(n_draws));
+        for draw in 0..n_draws {
+            let part = observations.iter_mut().map(|column| {
+                let len = column.data.len() / n_draws;
+                column.data.get_mut(draw * len..(draw + 1) * len).unwrap_or_default()
+            });
+            noise.add_to_judged(draw as u64, part);
+        }
+        let mut answer = |observations: &[Column]| -> Result<Column, TrainError> {
+            let column = teacher.run(observations, &[&self.action])?.into_iter().next();
+            column.ok_or_else(|| TrainError::NoOutput { name: self.action.clone() })
+        };
+        let before = answer(&clean.observations)?;
+        let teacher = answer(&observations)?;
+        let expert = clean.expert.as_ref().map(|expert| {
+            let shifts = teacher.data.iter().zip(before.data.iter().cycle()).map(|(noisy, clean)| noisy - clean);
+            let data = expert.data.iter().cycle().zip(shifts).map(|(expert, shift)| expert + shift).collect();
+            Column { name: expert.name.clone(), row_len: expert.row_len, data }
         });
-        Ok((teacher, expert))
+        self.noisy = Some(Judged { observations, teacher, expert });
+        Ok(self)
+    }
+
+    pub(super) fn judge(&mut self, elements: &[Vec<f32>]) -> Result<Verdict, TrainError> {
+        self.student.set(elements)?;
+        let clean = self.clean.errors(&mut self.student, &self.action)?;
+        let judged = match &self.noisy {
+            Some(noisy) => noisy.errors(&mut self.student, &self.action)?,
+            None => clean,
+        };
+        Ok(Verdict { clean, judged })
+    }
+}
+
+impl Judged {
+    fn errors(&self, student: &mut Forward, action: &str) -> Result<Errors, TrainError> {
+        let actions = student.run(&self.observations, &[action])?.into_iter().next();
+        let actions = actions.ok_or_else(|| TrainError::NoOutput { name: action.to_owned() })?;
+        let from = |right: &Column| {
+            let mut error = ActionError::new();
+            error.add(&actions.data, &right.data);
+            error
+        };
+        Ok(Errors { teacher: from(&self.teacher), expert: self.expert.as_ref().map(from) })
     }
 }
 

@@ -5,8 +5,10 @@
 //! What is judged on held-out rows is the quantized policy as it will run; the
 //! parameters that did best there are the result, those of the start included.
 //!
-//! With noise on observations (see [`Noise`](crate::batches::Noise)) the teacher answers for the noisy
-//! rows, and the expert's action moves by as much as the teacher's does.
+//! With noise on observations (see [`Noise`]) the teacher answers for the noisy
+//! rows, and the expert's action moves by as much as the teacher's does. What is
+//! kept is chosen by rows with the same kind of noise; what is reported are
+//! errors on the rows as they were recorded.
 
 mod data;
 mod judge;
@@ -14,13 +16,13 @@ mod judge;
 use std::collections::BTreeMap;
 
 use qail_ir::{
-    Graph,
+    DType, Elem, Graph,
     interp::{InterpError, Tensor},
 };
 
 use crate::{
     GradientError, Head, LossError, Weighting,
-    batches::Rows,
+    batches::{Noise, Rows},
     exec::ExecError,
     forward::Forward,
     metrics::ActionError,
@@ -30,7 +32,7 @@ use crate::{
     setup::Machine,
 };
 use data::Data;
-use judge::{Judge, reference};
+use judge::{Errors, Judge, Verdict, reference};
 
 /// A loss this much larger than the first one means that training diverges.
 const DIVERGED: f64 = 1e3;
@@ -166,7 +168,7 @@ pub struct Evaluation {
     /// Distance from the actions of the expert.
     pub expert: Option<ActionError>,
     /// What is compared to find the best: the mean squares of the terms that
-    /// the method has, weighed like them.
+    /// the method has, weighed like them, with the noise of training.
     pub score: f64,
     /// True if nothing before was better.
     pub is_best: bool,
@@ -259,10 +261,14 @@ impl Trainer {
         let batch = FORWARD_BATCH.min(held_out.n_rows());
         let student = Forward::new(prepared, &parameters, batch, threads, &mut notes)?;
         let reference = reference(teacher, &held_out, &action)?;
-        let judge = Judge { student, rows: held_out, reference, action };
+        let mut judge = Judge::new(student, held_out, reference, action);
+        let noise = noise(&train, teacher, &options);
         let batch = FORWARD_BATCH.min(options.batch.max(1));
-        let teacher = Forward::new(teacher, &[], batch, threads, &mut notes)?;
-        let data = Data::new(train, teacher, &head, &options)?;
+        let mut teacher = Forward::new(teacher, &[], batch, threads, &mut notes)?;
+        if let Some(noise) = &noise {
+            judge = judge.with_noise(noise, &mut teacher)?;
+        }
+        let data = Data::new(train, teacher, &head, noise, &options)?;
         let fallback = fallback.map(|graph| numbers(graph, &parameters)).transpose()?;
         let mut trainer = Self::with(options, parameters, machine, judge, data)?;
         (trainer.notes, trainer.fallback) = (notes, fallback);
@@ -478,10 +484,10 @@ impl Trainer {
     }
 
     fn evaluate_numbers(&mut self, now: Vec<Vec<f32>>, watch: &mut dyn Watch) -> Result<Evaluation, TrainError> {
-        let (teacher, expert) = self.judge.errors(&now)?;
+        let Verdict { clean, judged } = self.judge.judge(&now)?;
         let method = self.options.method;
-        let qail = expert.filter(|_| method.needs_actions()).map_or(0.0, |error| error.mse());
-        let qbc = if method.needs_teacher() { teacher.mse() } else { 0.0 };
+        let qail = judged.expert.filter(|_| method.needs_actions()).map_or(0.0, |error| error.mse());
+        let qbc = if method.needs_teacher() { judged.teacher.mse() } else { 0.0 };
         let score = match method {
             Method::Qbc => qbc,
             Method::Ptq | Method::Qail | Method::QailQbc => qail + self.options.lambda * qbc,
@@ -490,10 +496,20 @@ impl Trainer {
         if is_best {
             (self.best, self.best_step, self.best_score) = (now, self.step, score);
         }
+        let Errors { teacher, expert } = clean;
         let evaluation = Evaluation { step: self.step, teacher, expert, score, is_best };
         watch.evaluated(&evaluation);
         Ok(evaluation)
     }
+}
+
+/// The noise of a run; integers are left as they are.
+fn noise(train: &Rows, teacher: &Graph, options: &TrainOptions) -> Option<Noise> {
+    let is_exact = |name: &str| {
+        let input = teacher.inputs().iter().find(|&&id| teacher.node(id).name == name);
+        input.is_some_and(|id| teacher.ty(id.value()).elem != Elem::Plain(DType::F32))
+    };
+    (options.obs_noise > 0.0).then(|| Noise::new(train, options.obs_noise, options.seed).except(train, is_exact))
 }
 
 #[cfg(test)]

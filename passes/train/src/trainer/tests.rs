@@ -94,7 +94,26 @@ fn parameter(name: &str, role: Role, shape: &[usize], x: f32) -> Parameter {
 }
 
 fn options() -> TrainOptions {
-    TrainOptions { method: Method::Qail, steps: 300, batch: 8, lr: 0.05, evaluate_every: 50, ..TrainOptions::default() }
+    TrainOptions {
+        method: Method::Qail,
+        steps: 300,
+        batch: 8,
+        lr: 0.05,
+        obs_noise: 0.0,
+        evaluate_every: 50,
+        ..TrainOptions::default()
+    }
+}
+
+/// `y = w x + b` for four rows at once.
+fn line(w: f32, b: f32) -> Forward {
+    let text = JOINT.replace(", %target.y: f32[4, 1]", "").replace("(%y, %loss, %gw, %gb)", "(%y)");
+    let until = text.find("%d = ").unwrap();
+    let line = Slow::new(&format!("{}}}", &text[..until]));
+    let (graph, constants) = (line.graph.clone(), vec![line.value("w"), line.value("b")]);
+    let mut line = Forward::with(Box::new(line), &graph, 4, constants);
+    line.set(&[vec![w], vec![b]]).unwrap();
+    line
 }
 
 /// Two runs of 4 rows make a batch of 8.
@@ -115,17 +134,17 @@ fn trainer(options: TrainOptions) -> Trainer {
         gradients,
         loss,
     };
-    let text = JOINT.replace(", %target.y: f32[4, 1]", "").replace("(%y, %loss, %gw, %gb)", "(%y)");
-    let until = text.find("%d = ").unwrap();
-    let student = Slow::new(&format!("{}}}", &text[..until]));
-    let (graph, constants) = (student.graph.clone(), vec![student.value("w"), student.value("b")]);
-    let student = Forward::with(Box::new(student), &graph, 4, constants);
     // Five rows: the second batch of four is filled up.
     let held_out = rows(5);
     let reference = held_out.actions.clone().unwrap();
-    let judge = Judge { student, rows: held_out, reference, action: "y".to_owned() };
+    let mut judge = Judge::new(line(0.5, 0.0), held_out, reference, "y".to_owned());
     let answers = vec![rows(30).actions.unwrap()];
-    let data = Data::with(rows(30), answers, None, &options);
+    let noise = (options.obs_noise > 0.0).then(|| Noise::new(&rows(30), options.obs_noise, options.seed));
+    if let Some(noise) = &noise {
+        judge = judge.with_noise(noise, &mut line(2.0, -1.0)).unwrap();
+    }
+    let noisy = noise.map(|noise| (noise, line(2.0, -1.0), vec!["y".to_owned()]));
+    let data = Data::with(rows(30), answers, noisy, &options);
     let parameters = vec![parameter("w", Role::Weight, &[1, 1], 0.5), parameter("b", Role::Bias, &[1], 0.0)];
     Trainer::with(options, parameters, machine, judge, data).unwrap()
 }
@@ -179,15 +198,65 @@ fn a_line_is_found() {
 
 #[test]
 fn a_run_that_is_cut_and_resumed_ends_in_the_same_bits() {
-    let mut whole = trainer(options());
-    let mut witness = Witness::default();
-    whole.run(&mut witness).unwrap();
-    let state = witness.saved.remove(1);
-    assert_eq!(state.step, 120);
-    let mut rest = trainer(options());
-    rest.restore(state).unwrap();
-    rest.run(&mut Witness::default()).unwrap();
-    assert_eq!(rest.state(), whole.state());
+    for obs_noise in [0.0, 0.2] {
+        let options = || TrainOptions { obs_noise, ..options() };
+        let mut whole = trainer(options());
+        let mut witness = Witness::default();
+        whole.run(&mut witness).unwrap();
+        let state = witness.saved.remove(1);
+        assert_eq!(state.step, 120);
+        let mut rest = trainer(options());
+        rest.restore(state).unwrap();
+        rest.run(&mut Witness::default()).unwrap();
+        assert_eq!(rest.state(), whole.state());
+    }
+}
+
+/// Five times the same state, where the teacher does nothing.
+fn one_state() -> Rows {
+    let column = |name: &str, x: f32| Column { name: name.to_owned(), row_len: 1, data: vec![x; 5] };
+    Rows { observations: vec![column("x", 0.5)], actions: Some(column("actions", 0.25)) }
+}
+
+#[test]
+fn with_noise_the_policy_that_is_right_beside_the_recorded_states_wins() {
+    let reference = Column { name: "y".to_owned(), row_len: 1, data: vec![0.0; 5] };
+    let judge = |seed| {
+        let judge = Judge::new(line(0.5, 0.0), one_state(), reference.clone(), "y".to_owned());
+        judge.with_noise(&Noise::new(&rows(30), 0.2, seed), &mut line(2.0, -1.0)).unwrap()
+    };
+    let mse = |w: f32, b: f32| {
+        let verdict = judge(3).judge(&[vec![w], vec![b]]).unwrap();
+        (verdict.clean.teacher.mse(), verdict.judged.teacher.mse())
+    };
+    // The first one says nothing but what was recorded, the second one is the teacher, a little off.
+    let (by_heart, near) = (mse(0.0, 0.0), mse(2.0, -0.99));
+    assert!(by_heart.0 < near.0, "{by_heart:?} {near:?}");
+    assert!(near.1 < by_heart.1 / 10.0, "{by_heart:?} {near:?}");
+    // The noise of features as they vary in training, 0.2 * 0.577, times the slope.
+    assert!((by_heart.1.sqrt() - 2.0 * 0.2 * 0.577).abs() < 0.01, "{by_heart:?}");
+    // The expert moves with the teacher: who is the teacher stays a quarter away.
+    let verdict = judge(3).judge(&[vec![2.0], vec![-1.0]]).unwrap();
+    assert!((verdict.judged.expert.unwrap().mse() - 0.0625).abs() < 1e-6);
+    assert!(verdict.judged.teacher.n_elements() >= 4096, "few rows are drawn often");
+    assert_eq!(verdict.clean.teacher.n_elements(), 5);
+    // Another seed, other noise; the same seed, the same.
+    let judged = |seed| judge(seed).judge(&[vec![0.0], vec![0.0]]).unwrap().judged.teacher.mse().to_bits();
+    assert_eq!(judged(3), judged(3));
+    assert_ne!(judged(3), judged(4));
+}
+
+#[test]
+fn integers_get_no_noise() {
+    let teacher = text::parse("graph @t(%x: f32[1, 1], %k: u8[1, 1]) -> (%x) {}").unwrap();
+    let mut data = rows(4);
+    data.observations.push(Column { name: "k".to_owned(), row_len: 1, data: vec![1.0, 2.0, 3.0, 4.0] });
+    let noise = noise(&data, &teacher, &TrainOptions { obs_noise: 1.0, ..options() }).unwrap();
+    let mut noisy: Vec<Vec<f32>> = data.observations.iter().map(|column| column.data.clone()).collect();
+    noise.add(0, &mut noisy);
+    assert_ne!(noisy[0], data.observations[0].data);
+    assert_eq!(noisy[1], data.observations[1].data);
+    assert!(super::noise(&data, &teacher, &options()).is_none());
 }
 
 #[test]
