@@ -171,15 +171,11 @@ pub(super) fn trained(
         let n = rows.n_steps;
         opened.notes.push(format!("{n_train} of {n} steps fit into memory, evenly spread; training sees those"));
     }
-    let prepared = prepare_graph(opened, true, options, observer)?;
-    // Without training, weights are rounded with more care. That is hard to
-    // beat on few steps: training never leaves less.
-    let rounded = prepare_graph(opened, false, options, observer)?;
+    let prepared = prepare_graph(opened, options, observer)?;
     let demonstrations = opened.demonstrations.as_ref().map(|d| d.calibration.as_slice()).unwrap_or_default();
     let TrainingRows { train, held_out, .. } = rows;
     let mut trainer = Trainer::new(Setup {
         prepared: &prepared,
-        fallback: Some(&rounded),
         teacher: &opened.teacher,
         head,
         train,
@@ -216,14 +212,13 @@ pub(super) fn trained(
     Ok(checkpoint)
 }
 
-/// The graph that trains, or the one that ptq would lower.
+/// The graph that trains.
 fn prepare_graph(
     opened: &mut Opened,
-    trains: bool,
     options: &BuildOptions,
     observer: &mut dyn Observer,
 ) -> Result<qail_ir::Graph, PipelineError> {
-    let passes = prepare(&PipelineOptions { trains, ..options.passes });
+    let passes = prepare(&PipelineOptions { trains: true, ..options.passes });
     let passed = run_passes(&opened.teacher, opened.samples(), passes, options.seed, observer)?;
     let new = |note: &Note| !opened.pass_notes.contains(note);
     let notes: Vec<Note> = passed.notes.into_iter().filter(new).collect();

@@ -168,11 +168,6 @@ pub fn locate(graph: &Graph, parameters: &[Parameter]) -> Result<Vec<ValueId>, P
     parameters.iter().map(of).collect()
 }
 
-/// The numbers of parameters in a graph that has them under the same names.
-pub fn numbers(graph: &Graph, parameters: &[Parameter]) -> Result<Vec<Vec<f32>>, ParameterError> {
-    locate(graph, parameters)?.into_iter().map(|value| Ok(read(graph, value)?.elements)).collect()
-}
-
 /// Puts numbers into the constants of a graph, by name.
 pub fn set(graph: &mut Graph, parameters: &[Parameter], elements: &[Vec<f32>]) -> Result<(), ParameterError> {
     let values = locate(graph, parameters)?;

@@ -28,7 +28,7 @@ use crate::{
     metrics::ActionError,
     optimizer::{AdamW, Average, Rates},
     options::{Method, TrainOptions},
-    parameters::{Parameter, ParameterError, numbers, parameters},
+    parameters::{Parameter, ParameterError, parameters},
     setup::Machine,
 };
 use data::Data;
@@ -43,9 +43,6 @@ const FORWARD_BATCH: usize = 256;
 pub struct Setup<'a> {
     /// The graph of `pipeline::prepare`, at batch 1.
     pub prepared: &'a Graph,
-    /// The same graph with numbers that need no training, if there are any:
-    /// they are the result if training finds nothing better on held-out rows.
-    pub fallback: Option<&'a Graph>,
     /// The full-precision policy, at batch 1, with the same inputs and outputs.
     pub teacher: &'a Graph,
     /// Which outputs are the action.
@@ -237,7 +234,6 @@ pub struct Trainer {
     best: Vec<Vec<f32>>,
     best_step: u64,
     best_score: f64,
-    fallback: Option<Vec<Vec<f32>>>,
     notes: Vec<String>,
 }
 
@@ -249,7 +245,7 @@ impl Trainer {
     /// A policy without quantized layers or with functions that have no
     /// gradient, and data that does not fit it.
     pub fn new(setup: Setup<'_>) -> Result<Self, TrainError> {
-        let Setup { prepared, fallback, teacher, head, train, held_out, samples, options, threads } = setup;
+        let Setup { prepared, teacher, head, train, held_out, samples, options, threads } = setup;
         if train.n_rows() == 0 || held_out.n_rows() == 0 {
             return Err(TrainError::NoRows);
         }
@@ -269,9 +265,8 @@ impl Trainer {
             judge = judge.with_noise(noise, &mut teacher)?;
         }
         let data = Data::new(train, teacher, &head, noise, &options)?;
-        let fallback = fallback.map(|graph| numbers(graph, &parameters)).transpose()?;
         let mut trainer = Self::with(options, parameters, machine, judge, data)?;
-        (trainer.notes, trainer.fallback) = (notes, fallback);
+        trainer.notes = notes;
         Ok(trainer)
     }
 
@@ -306,7 +301,6 @@ impl Trainer {
             best,
             best_step: 0,
             best_score: f64::INFINITY,
-            fallback: None,
             notes: Vec::new(),
         })
     }
@@ -375,9 +369,6 @@ impl Trainer {
     /// A loss that explodes, and states that cannot be saved.
     pub fn run(&mut self, watch: &mut dyn Watch) -> Result<bool, TrainError> {
         if self.step == 0 {
-            if let Some(fallback) = self.fallback.take() {
-                self.evaluate_numbers(fallback, watch)?;
-            }
             self.evaluate(watch)?;
             self.offer_state(watch)?;
         }
@@ -480,10 +471,6 @@ impl Trainer {
             Some(average) => average.elements.clone(),
             None => self.parameters.iter().map(|parameter| parameter.elements.clone()).collect(),
         };
-        self.evaluate_numbers(now, watch)
-    }
-
-    fn evaluate_numbers(&mut self, now: Vec<Vec<f32>>, watch: &mut dyn Watch) -> Result<Evaluation, TrainError> {
         let Verdict { clean, judged } = self.judge.judge(&now)?;
         let method = self.options.method;
         let qail = judged.expert.filter(|_| method.needs_actions()).map_or(0.0, |error| error.mse());
