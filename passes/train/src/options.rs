@@ -154,8 +154,8 @@ impl Default for TrainOptions {
             steps: 4000,
             batch: 256,
             // Tuned in closed loop, at w4a4 with both kinds of edges.
-            lr: 3e-3,
-            lr_steps: 3e-3,
+            lr: 1e-3,
+            lr_steps: 1e-3,
             warm_up: 0.05,
             weight_decay: 0.0,
             clip: 1.0,
