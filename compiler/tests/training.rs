@@ -217,6 +217,11 @@ fn data_that_does_not_fit_is_named() {
     let nan = recording(&folder, "nan.npz", Some((3, &actions)), &[20.0, 40.0]);
     let (code, said) = train(&nan, &[]);
     assert!(code == 4 && said.contains("array `actions` has NaN") && said.contains("step 5 of episode 1"), "{said}");
+    let huge = recording(&folder, "huge.npz", Some((3, &[1e30; 120])), &[20.0, 40.0]);
+    let (code, said) = train(&huge, &[]);
+    assert!(code == 4 && said.contains("first batch is inf") && said.contains("data inspect"), "{code} {said}");
+    // The state before the first update, which is of use.
+    std::fs::remove_file(folder.path().join("x.ckpt")).unwrap();
     let wide = recording(&folder, "wide.npz", Some((4, &[0.1; 160])), &[20.0, 40.0]);
     let (code, said) = train(&wide, &[]);
     assert!(code == 2 && said.contains("has 3 numbers, but a recorded action has 4"), "{code} {said}");
@@ -229,6 +234,14 @@ fn data_that_does_not_fit_is_named() {
     let (code, said) = train(&demos(), &["--method", "qbc", "-b", "w4a16"]);
     assert!(code == 2 && said.contains("keeps float activations"), "{code} {said}");
     assert!(!folder.path().join("x.ckpt").exists());
+}
+
+#[test]
+fn training_without_gain_is_said() {
+    let folder = TempDir::new().unwrap();
+    let (model, data) = (expert(), demos());
+    let said = good(folder.path(), &with(&["train", &model, "--demos", &data, "--lr", "3", "-o", "a.ckpt"], &[]));
+    assert!(said.contains("the best behind 0") && said.contains("nothing that does better"), "{said}");
 }
 
 #[test]

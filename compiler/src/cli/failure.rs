@@ -174,6 +174,7 @@ fn exit_of_training(error: &TrainError) -> Exit {
         | TrainError::NoOutput { .. }
         | TrainError::RowLength { .. }
         | TrainError::NoRows
+        | TrainError::FirstLoss { .. }
         | TrainError::State { .. }
         | TrainError::Save(_) => Exit::InvalidInput,
     }

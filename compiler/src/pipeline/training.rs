@@ -33,6 +33,9 @@ const N_UNIT_SAMPLES: usize = 64;
 const EVALUATION: &str = "eval:";
 /// Prefix of facts that are flags.
 const FLAG: &str = "flag:";
+/// What to say if nothing was learned.
+const NO_GAIN: &str = "training found nothing that does better on held-out episodes than where it began, and that is \
+    kept; try more episodes, a lower --lr, or --method ptq, which rounds with more care";
 /// Facts that are known once a run is over; they do not tell runs apart.
 const OUTCOME: [&str; 2] = ["complete", "reproducible"];
 
@@ -200,6 +203,9 @@ pub(super) fn trained(
     let mut relay = Relay { observer, save: training.save.as_ref(), checkpoint: &mut checkpoint, steps };
     let finished = trainer.run(&mut relay)?;
     checkpoint.state = trainer.state();
+    if checkpoint.state.best_step == 0 && checkpoint.state.step > 0 {
+        opened.notes.push(NO_GAIN.to_owned());
+    }
     let reproducible = finished && checkpoint.facts.get("reproducible").map(String::as_str) != Some("false");
     set_outcome(&mut checkpoint, finished, reproducible);
     evaluate(&mut checkpoint, opened, options, observer)?;

@@ -102,6 +102,15 @@ pub enum TrainError {
     /// Nothing to train on.
     #[error("there are no steps to train on")]
     NoRows,
+    /// The first batch has no loss.
+    #[error(
+        "the loss of the first batch is {loss}: recorded numbers are out of any proportion; \
+         `qailc data inspect` shows their ranges"
+    )]
+    FirstLoss {
+        /// The loss.
+        loss: f64,
+    },
     /// The loss exploded.
     #[error(
         "training diverged at step {step}: the loss is {loss:.3e} after {initial:.3e} at the start{}; \
@@ -459,6 +468,10 @@ impl Trainer {
         let bad = bad.or_else(|| gradients.iter().position(|gradient| not_finite(gradient)));
         if loss.is_finite() && loss <= limit && bad.is_none() {
             return Ok(());
+        }
+        // Parameters that ran on the held-out rows are sound: it is the data.
+        if self.step == 0 && !loss.is_finite() && !self.parameters.iter().any(|p| not_finite(&p.elements)) {
+            return Err(TrainError::FirstLoss { loss });
         }
         let name = |index: usize| self.parameters.get(index).map(|parameter| parameter.name.clone());
         let (step, initial) = (self.step, self.initial_loss);

@@ -275,6 +275,10 @@ fn divergence_is_named_and_the_best_is_kept() {
     assert!(matches!(error, TrainError::Diverged { .. }), "{error}");
     assert_eq!(trainer.state().best, [[0.5], [0.0]]);
     let mut trainer = super::tests::trainer(options());
+    trainer.data.rows.actions.as_mut().unwrap().data.fill(1e30);
+    let error = trainer.run(&mut Witness::default()).unwrap_err();
+    assert_eq!(error.to_string().split(':').next().unwrap(), "the loss of the first batch is inf");
+    let mut trainer = super::tests::trainer(options());
     trainer.parameters[1].elements[0] = f32::NAN;
     let error = trainer.run(&mut Witness::default()).unwrap_err();
     assert!(error.to_string().contains("`b` is not finite"), "{error}");
