@@ -237,6 +237,31 @@ fn data_that_does_not_fit_is_named() {
 }
 
 #[test]
+fn what_training_prints_is_what_eval_finds() {
+    let folder = TempDir::new().unwrap();
+    let model = expert();
+    // A single episode is held out and trained on, so that both look at the same steps.
+    let npz = qailc::data::Npz::open(Path::new(&demos())).unwrap();
+    let [observations, actions] = ["observations", "actions"].map(|key| npz.read_f32(key, 0..200).unwrap());
+    let arrays: [(&str, &[usize], &[f32]); 2] =
+        [("observations", &[200, 11], &observations), ("actions", &[200, 3], &actions)];
+    write_npz(&folder.path().join("one.npz"), &arrays).unwrap();
+    let json = |args: &[&str]| -> serde_json::Value {
+        serde_json::from_str(good(folder.path(), args).split("\nnote").next().unwrap()).unwrap()
+    };
+    for noise in ["0", "0.1"] {
+        let train = ["train", &model, "--demos", "one.npz", "--obs-noise", noise, "-o", "a.ckpt", "--json", "-q"];
+        let trained = json(&with(&train, &[]));
+        good(folder.path(), &["compile", "a.ckpt", "-o", "a.qail"]);
+        let found = json(&["eval", "a.qail", "--against", &model, "--demos", "one.npz", "--json", "-q"]);
+        let (trained, found) = (&trained["errors"][0], &found["open_loop"]["outputs"][0]["all"]);
+        assert!(trained["mse"].as_f64().unwrap() > 0.0);
+        assert_eq!(trained["mse"], found["mse"]);
+        assert_eq!(trained["max"], found["max"]);
+    }
+}
+
+#[test]
 fn training_without_gain_is_said() {
     let folder = TempDir::new().unwrap();
     let (model, data) = (expert(), demos());

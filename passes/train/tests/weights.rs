@@ -46,7 +46,6 @@ fn train(weights: Option<Vec<f32>>) -> (Vec<StepReport>, Vec<f32>) {
     };
     let mut trainer = Trainer::new(Setup {
         prepared: &prepared,
-        fallback: None,
         teacher: &teacher,
         head: Head::Deterministic { output: "action".to_owned() },
         held_out: rows.clone(),

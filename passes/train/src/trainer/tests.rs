@@ -215,7 +215,7 @@ fn a_run_that_is_cut_and_resumed_ends_in_the_same_bits() {
 /// Five times the same state, where the teacher does nothing.
 fn one_state() -> Rows {
     let column = |name: &str, x: f32| Column { name: name.to_owned(), row_len: 1, data: vec![x; 5] };
-    Rows { observations: vec![column("x", 0.5)], actions: Some(column("actions", 0.25)) }
+    Rows { observations: vec![column("x", 0.5)], actions: Some(column("actions", 0.25)), weights: None }
 }
 
 #[test]
