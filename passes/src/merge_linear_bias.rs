@@ -3,9 +3,13 @@
 //!
 //! `c` is one number or one a channel. Only if the `linear` has no activation
 //! and its result has no other reader. Parameters are computed in `f64` and
-//! rounded once; a bias added to a zero bias is exact.
+//! rounded once; a bias added to a zero bias is exact. Layers that share parameters
+//! (one backbone for two cameras) and are followed by the same numbers share the
+//! new ones.
 
-use qail_ir::{Graph, NodeId};
+use std::collections::BTreeMap;
+
+use qail_ir::{Graph, NodeId, ValueId};
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
@@ -17,6 +21,13 @@ use crate::{
 pub struct MergeLinearBias {
     /// Only what does not change a bit: a bias added to a zero bias.
     pub exact_only: bool,
+}
+
+/// What became of parameters behind numbers: of a scale, and of a scale and a shift.
+#[derive(Default)]
+struct Known {
+    weights: BTreeMap<(ValueId, Vec<u64>), ValueId>,
+    biases: BTreeMap<(ValueId, Vec<u64>, Vec<u64>), ValueId>,
 }
 
 impl Pass for MergeLinearBias {
@@ -34,9 +45,10 @@ impl Pass for MergeLinearBias {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
         let mut dead = Vec::new();
+        let mut known = Known::default();
         // Operands first, so that a chain folds from its beginning.
         for id in graph.topo() {
-            let merged = self.merge(graph, id, &dead, cx)?;
+            let merged = self.merge(graph, id, &dead, &mut known, cx)?;
             dead.extend(merged);
         }
         let changed = Changed::when(!dead.is_empty());
@@ -52,6 +64,7 @@ impl MergeLinearBias {
         graph: &mut Graph,
         id: NodeId,
         dead: &[NodeId],
+        known: &mut Known,
         cx: &mut PassContext<'_>,
     ) -> Result<Vec<NodeId>, PassError> {
         let Some((y, affine)) = Affine::matching(graph, id)? else { return Ok(vec![]) };
@@ -67,6 +80,17 @@ impl MergeLinearBias {
         let Some(mut b) = rewrite::const_f64(graph, linear.b)? else { return Ok(vec![]) };
         if self.exact_only && (scales || b.iter().any(|b| *b != 0.0)) {
             return Ok(vec![]);
+        }
+        // Layers that share their parameters and are followed by the same numbers go on sharing them.
+        let bits = |all: &[f64]| all.iter().map(|x| x.to_bits()).collect::<Vec<u64>>();
+        let of_w = (linear.w, bits(&affine.scale));
+        let of_b = (linear.b, bits(&affine.scale), bits(&affine.shift));
+        let shared_w = if scales { known.weights.get(&of_w).copied() } else { Some(linear.w) };
+        if let (Some(w), Some(&b)) = (shared_w, known.biases.get(&of_b)) {
+            graph.rewire(linear.id, 1, w);
+            graph.rewire(linear.id, 2, b);
+            rewrite::take_over(graph, id, y);
+            return Ok(vec![id, linear.w.node, linear.b.node]);
         }
         for ((b, scale), shift) in b.iter_mut().zip(&affine.scale).zip(&affine.shift) {
             *b = *b * scale + shift;
@@ -85,6 +109,10 @@ impl MergeLinearBias {
             old.extend(linear.set_parameters(graph, &w, &b));
         } else {
             linear.set_bias(graph, &b);
+        }
+        if let [_, w, b] = graph.operands(linear.id)[..] {
+            known.weights.insert(of_w, w);
+            known.biases.insert(of_b, b);
         }
         rewrite::take_over(graph, id, y);
         Ok(old)

@@ -65,6 +65,10 @@ impl OptimizeRounding {
 /// do not show.
 const DAMPING: f64 = 0.01;
 
+/// Rows of a layer's input that are counted over all samples: pixels and tokens are many and
+/// much alike, and the work grows with the square of the features.
+const MAX_ROWS: usize = 16_384;
+
 impl Pass for OptimizeRounding {
     fn name(&self) -> &'static str {
         "optimize-rounding"
@@ -163,6 +167,7 @@ impl OptimizeRounding {
         }
         let interpreter = Interpreter::new(&floats).map_err(|error| PassError::Interp(Box::new(error)))?;
         let n_used = samples.len().min(self.max_samples.max(1));
+        let n_rows = MAX_ROWS.div_ceil(n_used.max(1));
         for used in 0..n_used {
             let index = used * samples.len() / n_used;
             let inputs = samples.get(index).map_err(|source| PassError::Sample { index, source })?;
@@ -170,7 +175,7 @@ impl OptimizeRounding {
                 let Data::F32(elements) = &tensor.data else { return };
                 for x in readers.get(&id).into_iter().flatten() {
                     if let Some(covariance) = covariances.get_mut(x) {
-                        covariance.add_rows(elements);
+                        covariance.add_some_rows(elements, n_rows, used);
                     }
                 }
             };

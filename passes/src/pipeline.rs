@@ -2,8 +2,8 @@
 
 use crate::{
     Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldNormalizer, FuseLinearAct,
-    InsertFakeQuant, LiftSilu, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, Precision,
-    QuantizeWeights,
+    InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize, LiftSilu, LiftSoftmax,
+    LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, Precision, QuantizeWeights,
 };
 
 /// What the default pipeline depends on.
@@ -54,6 +54,15 @@ pub fn prepare(options: &PipelineOptions) -> Vec<Box<dyn Pass>> {
         Box::new(MoveTransposes),
         Box::new(Canonicalize),
         Box::new(LiftSilu),
+        Box::new(LiftGelu),
+        Box::new(LiftMish),
+        Box::new(LiftHardSwish),
+        Box::new(LiftNormalize),
+        Box::new(LiftSoftmax),
+        Box::new(LiftAttention),
+        // Transposes of keys meet those that split heads.
+        Box::new(Canonicalize),
+        Box::new(EliminateDeadCode),
         Box::new(MergeLinearBias { exact_only: !precision.needs_data() }),
     ];
     if let Some(insert) = InsertFakeQuant::new(precision, edge_bits) {

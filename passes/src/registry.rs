@@ -2,8 +2,9 @@
 
 use crate::{
     Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldEntrySteps, FoldNormalizer,
-    FuseLinearAct, InsertFakeQuant, LiftSilu, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass,
-    PassError, PassOptions, QuantizeWeights, Rebatch,
+    FuseLinearAct, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize, LiftSilu,
+    LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, PassError, PassOptions,
+    QuantizeWeights, Rebatch,
 };
 
 /// One line of the table of passes.
@@ -32,7 +33,13 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "fold-normalizer", build: |_| Ok(Box::new(FoldNormalizer)) },
     Entry { name: "fuse-linear-act", build: |_| Ok(Box::new(FuseLinearAct)) },
     Entry { name: "insert-fake-quant", build: |options| Ok(Box::new(InsertFakeQuant::from_options(options)?)) },
+    Entry { name: "lift-attention", build: |_| Ok(Box::new(LiftAttention)) },
+    Entry { name: "lift-gelu", build: |_| Ok(Box::new(LiftGelu)) },
+    Entry { name: "lift-hard-swish", build: |_| Ok(Box::new(LiftHardSwish)) },
+    Entry { name: "lift-mish", build: |_| Ok(Box::new(LiftMish)) },
+    Entry { name: "lift-normalize", build: |_| Ok(Box::new(LiftNormalize)) },
     Entry { name: "lift-silu", build: |_| Ok(Box::new(LiftSilu)) },
+    Entry { name: "lift-softmax", build: |_| Ok(Box::new(LiftSoftmax)) },
     Entry { name: "lower-quant", build: |_| Ok(Box::new(LowerQuant)) },
     Entry {
         name: "merge-linear-bias",

@@ -38,6 +38,23 @@ impl Covariance {
         }
     }
 
+    /// Counts at most `limit` of the rows, evenly spread; `turn` says where to begin, so that other
+    /// samples show other rows.
+    pub(crate) fn add_some_rows(&mut self, elements: &[f32], limit: usize, turn: usize) {
+        let n = elements.len() / self.k.max(1);
+        if n <= limit.max(1) {
+            return self.add_rows(elements);
+        }
+        let limit = limit.max(1);
+        for i in 0..limit {
+            // The places of `limit` rows, shifted by a part of their distance.
+            let row = (i * n + turn.wrapping_mul(7) % n) / limit % n;
+            if let Some(row) = elements.get(row * self.k..(row + 1) * self.k) {
+                self.add_rows(row);
+            }
+        }
+    }
+
     /// The means, and the covariances as a full square.
     pub(crate) fn finish(&self) -> (Vec<f64>, Vec<f64>) {
         let n = self.n.max(1) as f64;
@@ -148,6 +165,17 @@ mod tests {
     fn a_matrix_that_is_not_positive_is_refused() {
         assert_eq!(upper_of_inverse(vec![1.0, 2.0, 2.0, 1.0], 2), None);
         assert_eq!(upper_of_inverse(vec![f64::NAN], 1), None);
+    }
+
+    #[test]
+    fn a_part_of_the_rows_is_spread_over_all() {
+        let rows: Vec<f32> = (0..100).map(|i| i as f32).collect();
+        let mut covariance = Covariance::new(1);
+        covariance.add_some_rows(&rows, 10, 3);
+        assert_eq!(covariance.n, 10);
+        assert!((covariance.finish().0[0] - 49.5).abs() < 10.0);
+        covariance.add_some_rows(&rows, 1000, 3);
+        assert_eq!(covariance.n, 110);
     }
 
     #[test]

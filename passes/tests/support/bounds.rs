@@ -14,6 +14,26 @@ use qail_ir::{
 
 const U: f64 = 1.0 / (1u64 << 24) as f64;
 
+/// True if every operation has an error bound here.
+pub(crate) fn covers(graph: &Graph) -> bool {
+    graph.topo().into_iter().all(|id| match &graph.node(id).op {
+        Op::Unary(unary) => has_lipschitz(unary.f),
+        Op::Binary(binary) => !matches!(binary.f, BinaryFn::Pow | BinaryFn::Mod | BinaryFn::Rem),
+        Op::Linear(linear) => linear.act.is_none_or(has_lipschitz),
+        Op::Input(_) | Op::Const(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) => true,
+        Op::Concat(_) | Op::Expand(_) | Op::Cast(_) | Op::Unfold(_) => true,
+        _ => false,
+    })
+}
+
+fn has_lipschitz(f: UnaryFn) -> bool {
+    match f {
+        UnaryFn::Relu | UnaryFn::Tanh | UnaryFn::Clip { .. } | UnaryFn::Abs | UnaryFn::Neg => true,
+        UnaryFn::LeakyRelu { .. } | UnaryFn::Elu { .. } | UnaryFn::Sigmoid | UnaryFn::Silu => true,
+        _ => false,
+    }
+}
+
 /// Bound of the error of every output.
 pub(crate) fn output_errors(graph: &Graph, inputs: &BTreeMap<String, Tensor>) -> BTreeMap<String, Vec<f64>> {
     let mut values: BTreeMap<NodeId, Tensor> = BTreeMap::new();
@@ -63,7 +83,13 @@ pub(crate) fn output_errors(graph: &Graph, inputs: &BTreeMap<String, Tensor>) ->
                 };
                 (0..y.len()).map(one).collect()
             }
-            Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Concat(_) | Op::Expand(_) | Op::Cast(_) => moved(
+            Op::Reshape(_)
+            | Op::Transpose(_)
+            | Op::Slice(_)
+            | Op::Concat(_)
+            | Op::Expand(_)
+            | Op::Cast(_)
+            | Op::Unfold(_) => moved(
                 graph,
                 id,
                 &operands

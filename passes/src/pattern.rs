@@ -1,0 +1,182 @@
+//! Words for patterns: what passes that lift operations out of their decomposed forms share.
+
+use std::collections::BTreeMap;
+
+use qail_ir::{Binary, BinaryFn, Graph, NodeId, Op, Reduce, ReduceFn, Transpose, Unary, UnaryFn, ValueId};
+
+use crate::{PassError, rewrite};
+
+/// The operand, if the value is `f` of it.
+pub(crate) fn unary(graph: &Graph, value: ValueId, f: UnaryFn) -> Option<ValueId> {
+    let found = matches!(graph.op(value), Op::Unary(Unary { f: found }) if *found == f);
+    found.then(|| graph.operands(value.node).first().copied()).flatten()
+}
+
+/// Both operands, if the value is `f` of them.
+pub(crate) fn binary(graph: &Graph, value: ValueId, f: BinaryFn) -> Option<[ValueId; 2]> {
+    match (graph.op(value), &graph.operands(value.node)[..]) {
+        (Op::Binary(Binary { f: found }), &[a, b]) if *found == f => Some([a, b]),
+        _ => None,
+    }
+}
+
+/// Axes and operand, if the value is a reduction along them that keeps them.
+pub(crate) fn kept_reduce(graph: &Graph, value: ValueId, f: ReduceFn) -> Option<(Vec<usize>, ValueId)> {
+    match graph.op(value) {
+        Op::Reduce(Reduce { f: found, axes, keep_dims: true }) if *found == f => {
+            Some((axes.clone(), graph.operands(value.node).first().copied()?))
+        }
+        _ => None,
+    }
+}
+
+/// The number, if a constant of one element defines the value.
+pub(crate) fn number(graph: &Graph, value: ValueId) -> Option<f64> {
+    let constant = graph.const_of(value).filter(|constant| constant.ty.n_elements() == 1)?;
+    constant.read(0..1).ok()?.first().copied()
+}
+
+/// True if two numbers are the same but for rounding of `f32`.
+pub(crate) fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-6 * b.abs()
+}
+
+/// What is left of a sum or product of two with a constant of one element: the other operand and the number.
+pub(crate) fn with_number(graph: &Graph, value: ValueId, f: BinaryFn) -> Option<(ValueId, f64)> {
+    let [a, b] = binary(graph, value, f)?;
+    match (number(graph, a), number(graph, b)) {
+        (None, Some(c)) => Some((a, c)),
+        (Some(c), None) => Some((b, c)),
+        _ => None,
+    }
+}
+
+/// A product: one number times values. Powers with whole exponents are products too.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Product {
+    pub(crate) number: f64,
+    /// Sorted.
+    pub(crate) factors: Vec<ValueId>,
+}
+
+/// Largest number of factors of a product.
+const MAX_FACTORS: usize = 8;
+
+impl Product {
+    /// The value as a product; a value that is none is the product of itself alone.
+    pub(crate) fn of(graph: &Graph, value: ValueId) -> Self {
+        let mut product = Self { number: 1.0, factors: Vec::new() };
+        let mut queue = vec![value];
+        while let Some(value) = queue.pop() {
+            // Factors that broadcast change the shape: they stay factors.
+            let whole = |x: ValueId| graph.ty(x) == graph.ty(value);
+            let room = product.factors.len() + queue.len() < MAX_FACTORS;
+            if let Some(c) = number(graph, value) {
+                product.number *= c;
+                continue;
+            }
+            if let Some(both) = binary(graph, value, BinaryFn::Mul).filter(|_| room) {
+                if both.iter().all(|&x| whole(x) || number(graph, x).is_some()) {
+                    queue.extend(both);
+                    continue;
+                }
+            }
+            if let Some([x, c]) = binary(graph, value, BinaryFn::Div) {
+                if let Some(c) = number(graph, c).filter(|_| whole(x)) {
+                    product.number /= c;
+                    queue.push(x);
+                    continue;
+                }
+            }
+            if let Some([x, n]) = binary(graph, value, BinaryFn::Pow).filter(|_| room) {
+                if let Some(n) = number(graph, n).filter(|n| matches!(n, 2.0 | 3.0) && whole(x)) {
+                    queue.extend(std::iter::repeat_n(x, n as usize));
+                    continue;
+                }
+            }
+            if let Some(x) = unary(graph, value, UnaryFn::Neg) {
+                product.number = -product.number;
+                queue.push(x);
+                continue;
+            }
+            product.factors.push(value);
+        }
+        product.factors.sort();
+        product
+    }
+
+    /// The number and the other factor, if the product is of `x` and one other value.
+    pub(crate) fn beside(&self, x: ValueId) -> Option<(f64, ValueId)> {
+        match self.factors[..] {
+            [a, b] if a == x => Some((self.number, b)),
+            [a, b] if b == x => Some((self.number, a)),
+            _ => None,
+        }
+    }
+
+    /// Factors of the square of a product without a number.
+    pub(crate) fn squared(&self) -> Vec<ValueId> {
+        let mut twice = [&self.factors[..], &self.factors[..]].concat();
+        twice.sort();
+        twice
+    }
+
+    /// The number, if the product is of `x` alone.
+    pub(crate) fn times(&self, x: ValueId) -> Option<f64> {
+        (self.factors == [x]).then_some(self.number)
+    }
+}
+
+/// Gates: nodes `c * x * g(x)` become what `function` makes of `x`, the number and the other factor.
+pub(crate) fn lift_gates(
+    graph: &mut Graph,
+    function: impl Fn(&Graph, ValueId, f64, ValueId) -> Option<UnaryFn>,
+) -> Result<Vec<NodeId>, PassError> {
+    let mut replaced = Vec::new();
+    // Users first: the last product of a gate has all of its factors.
+    for id in graph.topo().into_iter().rev() {
+        let products = matches!(graph.node(id).op, Op::Binary(Binary { f: BinaryFn::Mul | BinaryFn::Div }));
+        let read = graph.is_output(id.value()) || !graph.users(id.value()).is_empty();
+        if !products || !read || !graph.ty(id.value()).is_f32() {
+            continue;
+        }
+        let product = Product::of(graph, id.value());
+        let found = product.factors.iter().find_map(|&x| {
+            let (number, other) = product.beside(x)?;
+            Some((x, function(graph, x, number, other)?))
+        });
+        let Some((x, f)) = found else { continue };
+        if graph.ty(x) != graph.ty(id.value()) {
+            continue;
+        }
+        let origins = inner_origins(graph, id.value(), x);
+        let new = rewrite::replace(graph, id, Op::Unary(Unary { f }), &[x])?;
+        origins.into_iter().for_each(|origin| graph.merge_origin(new.node, &origin));
+        replaced.push(id);
+    }
+    Ok(replaced)
+}
+
+/// Origins of everything between two values.
+pub(crate) fn inner_origins(graph: &Graph, from: ValueId, to: ValueId) -> Vec<qail_ir::Origin> {
+    let mut seen: BTreeMap<NodeId, qail_ir::Origin> = BTreeMap::new();
+    let mut queue = vec![from];
+    while let Some(value) = queue.pop() {
+        let leaf = graph.const_of(value).is_some() || matches!(graph.op(value), Op::Input(_));
+        if value == to || leaf || seen.contains_key(&value.node) || seen.len() > 32 {
+            continue;
+        }
+        seen.insert(value.node, graph.node(value.node).origin.clone());
+        queue.extend(graph.operands(value.node));
+    }
+    seen.into_values().collect()
+}
+
+/// A transpose of the last two axes.
+pub(crate) fn swap_last(rank: usize) -> Op {
+    let mut perm: Vec<usize> = (0..rank).collect();
+    if rank >= 2 {
+        perm.swap(rank - 1, rank - 2);
+    }
+    Op::Transpose(Transpose { perm })
+}
