@@ -153,11 +153,14 @@ pub(crate) fn inherit_name(graph: &mut Graph, old: NodeId, new: ValueId, dead: &
 /// A constant that broadcasts along the last axis only: one number, or one a
 /// feature. Gives `n` numbers.
 pub(crate) fn per_feature(graph: &Graph, value: ValueId, n: usize) -> Result<Option<Vec<f64>>, PassError> {
+    per_channel(graph, value, n, 0)
+}
+
+/// The same along the axis that has `behind` axes behind it.
+fn per_channel(graph: &Graph, value: ValueId, n: usize, behind: usize) -> Result<Option<Vec<f64>>, PassError> {
     let TensorType { shape, .. } = graph.ty(value);
-    let Some((last, leading)) = shape.split_last() else {
-        return Ok(const_f64(graph, value)?.map(|all| spread(&all, n)));
-    };
-    if leading.iter().any(|&extent| extent != 1) || (*last != 1 && *last != n) {
+    let fits = |(i, &extent): (usize, &usize)| extent == 1 || (i == behind && extent == n);
+    if !shape.iter().rev().enumerate().all(fits) {
         return Ok(None);
     }
     Ok(const_f64(graph, value)?.map(|all| spread(&all, n)))
@@ -190,6 +193,11 @@ impl Affine {
     /// The node as an affine function of its one computed operand, if it is one
     /// and keeps the operand's shape.
     pub(crate) fn matching(graph: &Graph, id: NodeId) -> Result<Option<(ValueId, Self)>, PassError> {
+        Self::along(graph, id, 0)
+    }
+
+    /// The same with features along the axis that has `behind` axes behind it.
+    pub(crate) fn along(graph: &Graph, id: NodeId, behind: usize) -> Result<Option<(ValueId, Self)>, PassError> {
         let Op::Binary(Binary { f }) = &graph.node(id).op else { return Ok(None) };
         let [a, b] = graph.operands(id)[..] else { return Ok(None) };
         let (x, c, x_first) = match (graph.const_of(a).is_some(), graph.const_of(b).is_some()) {
@@ -198,11 +206,11 @@ impl Affine {
             (true, true) | (false, false) => return Ok(None),
         };
         let ty = graph.ty(x);
-        let Some(&n) = ty.shape.last() else { return Ok(None) };
+        let Some(&n) = ty.shape.iter().rev().nth(behind) else { return Ok(None) };
         if ty != graph.ty(id.value()) || !ty.is_f32() {
             return Ok(None);
         }
-        let Some(c) = per_feature(graph, c, n)? else { return Ok(None) };
+        let Some(c) = per_channel(graph, c, n, behind)? else { return Ok(None) };
         let ones = vec![1.0; n];
         let zeros = vec![0.0; n];
         let map = |f: fn(f64) -> f64| c.iter().map(|&x| f(x)).collect::<Vec<f64>>();
