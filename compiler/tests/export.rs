@@ -290,7 +290,7 @@ fn by_hand_report() -> LoweringReport {
     LoweringReport {
         layers: vec![first, second],
         codes: [("x.q".to_owned(), entry), ("h.q".to_owned(), hidden)].into(),
-        float_layers: Vec::new(),
+        ..LoweringReport::default()
     }
 }
 

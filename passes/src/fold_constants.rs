@@ -39,6 +39,7 @@ impl Pass for FoldConstants {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
         let mut dead = Vec::new();
+        let mut known: BTreeMap<(String, Vec<ValueId>), ValueId> = BTreeMap::new();
         for id in graph.topo() {
             if !is_foldable(&graph.node(id).op) {
                 continue;
@@ -52,7 +53,17 @@ impl Pass for FoldConstants {
                 cx.declined(graph, id, "the result is larger than its operands and than the limit");
                 continue;
             }
-            fold(graph, id)?;
+            // What was computed from the same constants once stays one constant: shared weights
+            // stay shared.
+            let what = (format!("{:?}", graph.node(id).op), operands);
+            match known.get(&what) {
+                Some(&result) => {
+                    let origin = graph.node(id).origin.clone();
+                    graph.merge_origin(result.node, &origin);
+                    graph.replace_uses(id.value(), result);
+                }
+                None => drop(known.insert(what, fold(graph, id)?)),
+            }
             dead.push(id);
         }
         let changed = Changed::when(!dead.is_empty());

@@ -241,7 +241,8 @@ fn inner_of_channel(graph: &Graph, chain: &Chain, movements: &[NodeId], k: usize
                     Some(at) => axis = at,
                     // Flattened: whole groups of channels in each row.
                     None if i + 1 == movements.len() && after.last() == Some(&k) => {
-                        return (k % inner.checked_mul(channels)?.max(1) == 0 && inner > 0).then_some(inner);
+                        let group = inner.checked_mul(channels).filter(|&group| group > 0)?;
+                        return k.is_multiple_of(group).then_some(inner);
                     }
                     None => return None,
                 }

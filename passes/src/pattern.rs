@@ -75,24 +75,23 @@ impl Product {
                 product.number *= c;
                 continue;
             }
-            if let Some(both) = binary(graph, value, BinaryFn::Mul).filter(|_| room) {
-                if both.iter().all(|&x| whole(x) || number(graph, x).is_some()) {
-                    queue.extend(both);
-                    continue;
-                }
+            let parts = |&x: &ValueId| whole(x) || number(graph, x).is_some();
+            if let Some(both) = binary(graph, value, BinaryFn::Mul).filter(|both| room && both.iter().all(parts)) {
+                queue.extend(both);
+                continue;
             }
-            if let Some([x, c]) = binary(graph, value, BinaryFn::Div) {
-                if let Some(c) = number(graph, c).filter(|_| whole(x)) {
-                    product.number /= c;
-                    queue.push(x);
-                    continue;
-                }
+            let by_number = |f: BinaryFn| {
+                let [x, c] = binary(graph, value, f).filter(|&[x, _]| whole(x))?;
+                Some((x, number(graph, c)?))
+            };
+            if let Some((x, c)) = by_number(BinaryFn::Div) {
+                product.number /= c;
+                queue.push(x);
+                continue;
             }
-            if let Some([x, n]) = binary(graph, value, BinaryFn::Pow).filter(|_| room) {
-                if let Some(n) = number(graph, n).filter(|n| matches!(n, 2.0 | 3.0) && whole(x)) {
-                    queue.extend(std::iter::repeat_n(x, n as usize));
-                    continue;
-                }
+            if let Some((x, n)) = by_number(BinaryFn::Pow).filter(|(_, n)| room && matches!(n, 2.0 | 3.0)) {
+                queue.extend(std::iter::repeat_n(x, n as usize));
+                continue;
             }
             if let Some(x) = unary(graph, value, UnaryFn::Neg) {
                 product.number = -product.number;

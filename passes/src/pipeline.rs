@@ -2,8 +2,8 @@
 
 use crate::{
     Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldNormalizer, FuseLinearAct,
-    InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize, LiftSilu, LiftSoftmax,
-    LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, Precision, QuantizeWeights,
+    HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize, LiftSilu,
+    LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, Precision, QuantizeWeights,
 };
 
 /// What the default pipeline depends on.
@@ -60,6 +60,7 @@ pub fn prepare(options: &PipelineOptions) -> Vec<Box<dyn Pass>> {
         Box::new(LiftNormalize),
         Box::new(LiftSoftmax),
         Box::new(LiftAttention),
+        Box::new(HoistFunctions),
         // Transposes of keys meet those that split heads.
         Box::new(Canonicalize),
         Box::new(EliminateDeadCode),

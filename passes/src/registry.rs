@@ -2,8 +2,8 @@
 
 use crate::{
     Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldEntrySteps, FoldNormalizer,
-    FuseLinearAct, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize, LiftSilu,
-    LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, PassError, PassOptions,
+    FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize,
+    LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, PassError, PassOptions,
     QuantizeWeights, Rebatch,
 };
 
@@ -32,6 +32,7 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "fold-entry-steps", build: |_| Ok(Box::new(FoldEntrySteps)) },
     Entry { name: "fold-normalizer", build: |_| Ok(Box::new(FoldNormalizer)) },
     Entry { name: "fuse-linear-act", build: |_| Ok(Box::new(FuseLinearAct)) },
+    Entry { name: "hoist-functions", build: |_| Ok(Box::new(HoistFunctions)) },
     Entry { name: "insert-fake-quant", build: |options| Ok(Box::new(InsertFakeQuant::from_options(options)?)) },
     Entry { name: "lift-attention", build: |_| Ok(Box::new(LiftAttention)) },
     Entry { name: "lift-gelu", build: |_| Ok(Box::new(LiftGelu)) },

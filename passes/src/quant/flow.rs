@@ -74,16 +74,17 @@ pub(crate) fn moves(graph: &Graph, id: NodeId) -> bool {
 /// True for windows with a whole fill over bytes that are their own codes.
 fn has_unit_codes(graph: &Graph, id: NodeId) -> bool {
     let Op::Unfold(unfold) = &graph.node(id).op else { return false };
-    let is_byte = unfold.fill.fract() == 0.0 && (0.0..=255.0).contains(&unfold.fill);
+    if unfold.fill.fract() != 0.0 || !(0.0..=255.0).contains(&unfold.fill) {
+        return false;
+    }
     let mut value = id.value();
-    while is_byte {
+    loop {
         match (graph.op(value), graph.operands(value.node).first()) {
             (Op::Cast(_), _) => return is_of_bytes(graph, value),
             (op, Some(&x)) if !matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Linear(_)) => value = x,
             _ => return false,
         }
     }
-    false
 }
 
 /// True for bytes as floats: camera images, which are their own codes.

@@ -112,6 +112,11 @@ pub struct LoweringReport {
     pub codes: BTreeMap<String, CodeInfo>,
     /// Layers that stayed in floats.
     pub float_layers: Vec<String>,
+    /// Sums of codes: residual additions and average pools, with the width of their results.
+    pub sums: Vec<(String, QuantScheme)>,
+    /// Everything else that computes in floats behind the first codes, by name, with its operation:
+    /// norms, softmax, products of two values.
+    pub islands: Vec<(String, String)>,
 }
 
 impl LoweringReport {

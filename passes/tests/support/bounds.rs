@@ -27,11 +27,8 @@ pub(crate) fn covers(graph: &Graph) -> bool {
 }
 
 fn has_lipschitz(f: UnaryFn) -> bool {
-    match f {
-        UnaryFn::Relu | UnaryFn::Tanh | UnaryFn::Clip { .. } | UnaryFn::Abs | UnaryFn::Neg => true,
-        UnaryFn::LeakyRelu { .. } | UnaryFn::Elu { .. } | UnaryFn::Sigmoid | UnaryFn::Silu => true,
-        _ => false,
-    }
+    matches!(f, UnaryFn::Relu | UnaryFn::Tanh | UnaryFn::Clip { .. } | UnaryFn::Abs | UnaryFn::Neg)
+        || matches!(f, UnaryFn::LeakyRelu { .. } | UnaryFn::Elu { .. } | UnaryFn::Sigmoid | UnaryFn::Silu)
 }
 
 /// Bound of the error of every output.
