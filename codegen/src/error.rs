@@ -107,6 +107,18 @@ pub(crate) fn op_name(op: &step::Op) -> &'static str {
         step::Op::Copy(_) => "copy",
         step::Op::Reduce(_) => "reduce",
         step::Op::MatMul(_) => "matmul",
+        step::Op::Unfold(_) => "unfold",
+        step::Op::Softmax(_) => "softmax",
+        step::Op::Normalize(_) => "normalize",
+        step::Op::Attention(_) => "attention",
+        step::Op::Compare(_) => "compare",
+        step::Op::Where(_) => "where",
+        step::Op::Gather(_) => "gather",
+        step::Op::Scatter(_) => "scatter",
+        step::Op::Order(_) => "order",
+        step::Op::Scan(_) => "scan",
+        step::Op::Cast(_) => "cast",
+        step::Op::QAdd(_) => "qadd",
         step::Op::Repeat(_) => "repeat",
     }
 }

@@ -119,6 +119,19 @@ fn detail(op: &step::Op) -> Option<String> {
         step::Op::Reduce(op) => Some(format!("{:?} of {:?}", op.f(), op.inner).to_lowercase()),
         step::Op::MatMul(op) => Some(format!("{:?} x {} x {} x {}", op.batch, op.m, op.k, op.n)),
         step::Op::Copy(op) => Some(format!("{:?}", op.shape)),
-        step::Op::Dequantize(_) | step::Op::Repeat(_) => None,
+        step::Op::Unfold(op) => Some(format!("{:?} over {:?}", op.shape, op.extents)),
+        step::Op::Softmax(op) => Some(format!("{} x {} x {}", op.outer, op.n, op.inner)),
+        step::Op::Normalize(op) => Some(format!("rows of {:?}", op.inner)),
+        step::Op::Attention(op) => {
+            Some(format!("{} x {} heads, {} queries, {} keys of {}", op.batch, op.heads, op.queries, op.keys, op.depth))
+        }
+        step::Op::Compare(op) => Some(format!("{:?}", op.f()).to_lowercase()),
+        step::Op::Gather(op) => Some(format!("of {} places", op.extent)),
+        step::Op::Scatter(op) => Some(format!("{:?} of {} rows", op.f(), op.extent).to_lowercase()),
+        step::Op::Order(op) => Some(format!("{} of {}", op.k, op.n)),
+        step::Op::Scan(op) => Some(format!("{} x {} x {}", op.outer, op.n, op.inner)),
+        step::Op::Cast(op) => Some(format!("{:?}", op.to()).to_lowercase()),
+        step::Op::QAdd(op) => Some(format!("codes in {}..={}, zero {}", op.lo, op.hi, op.zero_point)),
+        step::Op::Where(_) | step::Op::Dequantize(_) | step::Op::Repeat(_) => None,
     }
 }

@@ -92,6 +92,16 @@ pub enum RunError {
         /// The element.
         value: f32,
     },
+    /// A computed integer that its type or 32 bits cannot hold, or that is not defined.
+    #[error("step `{step}`: element {index} {problem}")]
+    Integer {
+        /// The step.
+        step: String,
+        /// Position of the first such element, row-major.
+        index: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// No tensor of that name, or its value is not kept.
     #[error("no value of tensor `{0}` can be read; intermediate values need `keep_intermediates`")]
     NoTensor(String),

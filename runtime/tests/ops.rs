@@ -87,7 +87,13 @@ fn binary_operands_broadcast_by_stride() {
     for (f, expected) in cases {
         let file = one_step(&[2, 2], &[2, 2], |b, x, out| {
             let c = b.floats("c", &[10.0, 20.0]);
-            Op::Binary(step::Binary { a: operand(x, &[2, 1], 0), b: section(c, &[0, 1]), out, f: f as i32 })
+            Op::Binary(step::Binary {
+                a: operand(x, &[2, 1], 0),
+                b: section(c, &[0, 1]),
+                out,
+                f: f as i32,
+                range: None,
+            })
         });
         assert_eq!(run(file, &[1., 2., 3., 4.]), expected, "{f:?}");
     }
@@ -96,7 +102,13 @@ fn binary_operands_broadcast_by_stride() {
 #[test]
 fn powers_are_rounded_once() {
     let file = one_step(&[3], &[3], |_, x, out| {
-        Op::Binary(step::Binary { a: operand(x, &[1], 0), b: operand(x, &[0], 1), out, f: BinaryKind::Pow as i32 })
+        Op::Binary(step::Binary {
+            a: operand(x, &[1], 0),
+            b: operand(x, &[0], 1),
+            out,
+            f: BinaryKind::Pow as i32,
+            range: None,
+        })
     });
     let powers = [1.5f32, 2.5, 3.5].map(|x| libm::pow(f64::from(x), 2.5) as f32);
     assert_eq!(run(file, &[1.5, 2.5, 3.5]), powers);
@@ -115,7 +127,16 @@ fn reductions_walk_inner_axes_in_order() {
     for (f, expected) in cases {
         let file = one_step(&[2, 3, 2], &[2, 2], |_, x, out| {
             let x = operand(x, &[6, 1], 0);
-            Op::Reduce(step::Reduce { x, out, f: f as i32, outer: vec![2, 2], inner: vec![3], inner_strides: vec![2] })
+            Op::Reduce(step::Reduce {
+                x,
+                out,
+                f: f as i32,
+                outer: vec![2, 2],
+                inner: vec![3],
+                inner_strides: vec![2],
+                zero_point: 0,
+                range: None,
+            })
         });
         assert_eq!(run(file, &x), expected, "{f:?}");
     }
@@ -273,7 +294,11 @@ fn a_repeat_reads_a_row_of_its_table_each_turn() {
     b.step("begin", Place::Device, copy(x, state));
     let before = b.steps.len();
     let (a, c) = (operand(state, &[1], 0), operand(constant, &[1], 0));
-    b.step("add", Place::Device, Op::Binary(step::Binary { a, b: c, out: next, f: BinaryKind::Add as i32 }));
+    b.step(
+        "add",
+        Place::Device,
+        Op::Binary(step::Binary { a, b: c, out: next, f: BinaryKind::Add as i32, range: None }),
+    );
     b.step("back", Place::Device, copy(next, state));
     let steps = b.steps.split_off(before);
     let table = Some(b.floats("table", &[1.0, 10.0, 100.0]));

@@ -10,8 +10,8 @@ use crate::{CodegenError, plan::shape};
 /// The shader as it stands.
 pub(crate) const SOURCE: &str = include_str!("binary.wgsl");
 
-/// The shader of a step whose result has the shape `shape`.
-pub(crate) fn specialize(node: &str, op: &step::Binary, shape: &[u64]) -> Result<Shader, CodegenError> {
+/// The shader of a step whose result has the shape `shape`; `ints` for `i32`, else `f32`.
+pub(crate) fn specialize(node: &str, op: &step::Binary, shape: &[u64], ints: bool) -> Result<Shader, CodegenError> {
     let (extents, [a, b]) = shape::collapse(shape, [&op.a.strides, &op.b.strides])
         .ok_or_else(|| super::too_many_axes(node, "binary", shape))?;
     let n = shape::count(shape);
@@ -24,6 +24,7 @@ pub(crate) fn specialize(node: &str, op: &step::Binary, shape: &[u64]) -> Result
         ("B_OFFSET", super::offset(op.b.offset)),
         // The numbers of `BinaryKind` are those of the shader.
         ("FUNCTION", Param::U32(u64::try_from(op.f).unwrap_or(0))),
+        ("INTS", Param::U32(ints.into())),
     ];
     Ok(Shader { name: "binary", text: super::specialize(node, SOURCE, &params)?, workgroups: grid(node, n)? })
 }

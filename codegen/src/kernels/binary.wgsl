@@ -1,7 +1,7 @@
-// binary: out[i] = f(a[A_OFFSET + i . A_STRIDES], b[B_OFFSET + i . B_STRIDES]), f32.
+// binary: out[i] = f(a[A_OFFSET + i . A_STRIDES], b[B_OFFSET + i . B_STRIDES]), f32 or i32.
 //
-// a, b  f32; a stride of 0 broadcasts
-// out   f32, dense over SHAPE
+// a, b  f32 or i32, as bits; a stride of 0 broadcasts
+// out   likewise, dense over SHAPE
 //
 // One invocation computes one element, a workgroup 64.
 
@@ -12,12 +12,13 @@ const A_STRIDES: array<i32, 6> = array<i32, 6>(0, 0, 0, 0, 0, 1); // elements of
 const B_STRIDES: array<i32, 6> = array<i32, 6>(0, 0, 0, 0, 0, 1); // elements of b from index to index
 const A_OFFSET: i32 = 0; // first element of a
 const B_OFFSET: i32 = 0; // first element of b
-const FUNCTION: u32 = 1u; // 1 add, 2 sub, 3 mul, 4 div, 5 pow, 6 min, 7 max
+const FUNCTION: u32 = 1u; // 1 add, 2 sub, 3 mul, 4 div, 5 pow, 6 min, 7 max, 8 mod, 9 rem
+const INTS: u32 = 0u; // 1 for i32: min and max only
 // end params
 
-@group(0) @binding(0) var<storage, read> a: array<f32>;
-@group(0) @binding(1) var<storage, read> b: array<f32>;
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;
+@group(0) @binding(0) var<storage, read> a: array<u32>;
+@group(0) @binding(1) var<storage, read> b: array<u32>;
+@group(0) @binding(2) var<storage, read_write> out: array<u32>;
 
 // shared: unravel
 // Coordinates of element `index` of SHAPE, row-major.
@@ -54,6 +55,8 @@ fn combine(p: f32, q: f32) -> f32 {
         case 5u: { return power(p, q); }
         case 6u: { return min(p, q); }
         case 7u: { return max(p, q); }
+        case 8u: { return p - q * floor(p / q); }
+        case 9u: { return p - q * trunc(p / q); }
         default: { return p + q; }
     }
 }
@@ -71,5 +74,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         ia += bitcast<i32>(at[axis]) * A_STRIDES[axis];
         ib += bitcast<i32>(at[axis]) * B_STRIDES[axis];
     }
-    out[index] = combine(a[ia], b[ib]);
+    if (INTS == 1u) {
+        let p = bitcast<i32>(a[ia]);
+        let q = bitcast<i32>(b[ib]);
+        out[index] = bitcast<u32>(select(max(p, q), min(p, q), FUNCTION == 6u));
+    } else {
+        out[index] = bitcast<u32>(combine(bitcast<f32>(a[ia]), bitcast<f32>(b[ib])));
+    }
 }

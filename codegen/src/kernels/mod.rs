@@ -15,6 +15,7 @@
 //! and `// end shared`; a test holds the copies equal.
 
 pub(crate) mod binary;
+pub(crate) mod codes;
 pub(crate) mod copy;
 pub(crate) mod function;
 pub(crate) mod linear_f32;
@@ -23,7 +24,10 @@ pub(crate) mod matmul_f32;
 pub(crate) mod qlinear;
 pub(crate) mod reduce;
 pub(crate) mod requantize;
+pub(crate) mod rows;
+pub(crate) mod select;
 pub(crate) mod unary;
+pub(crate) mod unfold;
 
 use crate::CodegenError;
 
@@ -56,6 +60,10 @@ pub(crate) enum Param<'a> {
     Extents(&'a [u64; RANK]),
     /// `array<i32, RANK>`.
     Strides(&'a [i64; RANK]),
+    /// `array<u32, N>` for any `N`.
+    U32s(Vec<u64>),
+    /// `array<i32, N>` for any `N`.
+    I32s(Vec<i64>),
 }
 
 impl Param<'_> {
@@ -84,6 +92,14 @@ impl Param<'_> {
             Self::Strides(xs) => {
                 let parts: Result<Vec<String>, _> = xs.iter().map(|&x| i32_text(x)).collect();
                 format!("array<i32, {RANK}>({})", parts?.join(", "))
+            }
+            Self::U32s(xs) => {
+                let parts: Result<Vec<String>, _> = xs.iter().map(|&x| u32_text(x)).collect();
+                format!("array<u32, {}>({})", xs.len(), parts?.join(", "))
+            }
+            Self::I32s(xs) => {
+                let parts: Result<Vec<String>, _> = xs.iter().map(|&x| i32_text(x)).collect();
+                format!("array<i32, {}>({})", xs.len(), parts?.join(", "))
             }
         })
     }
@@ -192,19 +208,30 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    pub(crate) const SOURCES: [(&str, &str); 12] = [
+    pub(crate) const SOURCES: [(&str, &str); 23] = [
         ("binary", binary::SOURCE),
+        ("attention", rows::ATTENTION),
+        ("choose", select::CHOOSE),
+        ("compare", select::COMPARE),
         ("copy_bytes", copy::BYTES),
         ("copy_words", copy::WORDS),
+        ("gather_bytes", select::BYTES),
+        ("gather_words", select::WORDS),
         ("linear_f32", linear_f32::SOURCE),
         ("linear_w4", linear_wq::W4),
         ("linear_w8", linear_wq::W8),
         ("matmul_f32", matmul_f32::SOURCE),
+        ("normalize", rows::NORMALIZE),
+        ("qadd", codes::QADD),
         ("qlinear_w4", qlinear::W4),
         ("qlinear_w8", qlinear::W8),
         ("reduce", reduce::SOURCE),
+        ("reduce_codes", codes::REDUCE),
         ("requantize", requantize::SOURCE),
+        ("softmax", rows::SOFTMAX),
         ("unary", unary::SOURCE),
+        ("unfold_bytes", unfold::BYTES),
+        ("unfold_words", unfold::WORDS),
     ];
 
     #[test]

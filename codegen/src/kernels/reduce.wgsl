@@ -14,7 +14,7 @@ const STRIDES: array<i32, 6> = array<i32, 6>(0, 0, 0, 0, 0, 1); // elements of x
 const INNER: array<u32, 6> = array<u32, 6>(1u, 1u, 1u, 1u, 1u, 8u); // axes that disappear
 const INNER_STRIDES: array<i32, 6> = array<i32, 6>(0, 0, 0, 0, 0, 1); // elements of x along them
 const OFFSET: i32 = 0; // first element of x
-const FUNCTION: u32 = 1u; // 1 sum, 2 mean, 3 min, 4 max
+const FUNCTION: u32 = 1u; // 1 sum, 2 mean, 3 min, 4 max, 5 product
 // end params
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
@@ -34,6 +34,7 @@ fn unravel(index: u32) -> array<u32, 6> {
 }
 // end shared
 
+// shared: inner_offset
 fn inner_offset(index: u32) -> i32 {
     var rest = index;
     var offset = 0;
@@ -44,6 +45,7 @@ fn inner_offset(index: u32) -> i32 {
     }
     return offset;
 }
+// end shared
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -65,6 +67,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             result = value;
         } else if (FUNCTION == 3u) {
             result = min(result, value);
+        } else if (FUNCTION == 5u) {
+            result = result * value;
         } else {
             result = max(result, value);
         }

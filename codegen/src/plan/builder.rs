@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use qail_artifact::schema::{Layout, Place, Step, Storage, Tensor, step};
 use qail_ir::{ConstId, Constant, DType, Elem, Graph, NodeId, Op, TensorType, ValueId};
 
-use super::shape;
+use super::{place::Placement, shape, view::View};
 use crate::CodegenError;
 
 /// Code rows are padded to a multiple of this many elements.
@@ -28,13 +28,14 @@ pub struct SectionData {
 pub(crate) enum Source {
     /// In a tensor.
     Tensor(u32),
-    /// In an `f32` section: a constant.
+    /// In an `f32` or `i32` section: a constant.
     Section(u32),
 }
 
 /// A plan under construction.
 pub(crate) struct Builder<'g> {
     pub(crate) graph: &'g Graph,
+    pub(crate) placement: &'g Placement,
     pub(crate) sections: Vec<SectionData>,
     pub(crate) tensors: Vec<Tensor>,
     pub(crate) steps: Vec<Step>,
@@ -42,20 +43,24 @@ pub(crate) struct Builder<'g> {
     /// For a model input that device steps read: its copy in device memory.
     device_twins: BTreeMap<u32, u32>,
     section_names: BTreeSet<String>,
-    /// Constants as `f32` sections.
+    /// Values that are copied together with what reads them.
+    pub(crate) pending: BTreeMap<ValueId, View>,
+    /// Constants as sections.
     const_sections: BTreeMap<ConstId, u32>,
 }
 
 impl<'g> Builder<'g> {
-    pub(crate) fn new(graph: &'g Graph) -> Self {
+    pub(crate) fn new(graph: &'g Graph, placement: &'g Placement) -> Self {
         Self {
             graph,
+            placement,
             sections: Vec::new(),
             tensors: Vec::new(),
             steps: Vec::new(),
             values: BTreeMap::new(),
             device_twins: BTreeMap::new(),
             section_names: BTreeSet::new(),
+            pending: BTreeMap::new(),
             const_sections: BTreeMap::new(),
         }
     }
@@ -93,7 +98,18 @@ impl<'g> Builder<'g> {
 
     /// Adds a tensor for values of type `ty`.
     pub(crate) fn tensor(&mut self, node: NodeId, name: &str, ty: &TensorType) -> Result<u32, CodegenError> {
-        let (storage, code_offset) = match ty.elem {
+        self.tensor_as(node, name, ty, None)
+    }
+
+    /// [`Builder::tensor`], with another storage than callers of the model see.
+    pub(crate) fn tensor_as(
+        &mut self,
+        node: NodeId,
+        name: &str,
+        ty: &TensorType,
+        storage: Option<Storage>,
+    ) -> Result<u32, CodegenError> {
+        let (own, code_offset) = match ty.elem {
             Elem::Plain(DType::F32) => (Storage::F32, 0),
             Elem::Plain(DType::I32) => (Storage::I32, 0),
             Elem::Plain(DType::I64) => (Storage::I64, 0),
@@ -110,6 +126,7 @@ impl<'g> Builder<'g> {
                 }
             },
         };
+        let storage = storage.unwrap_or(own);
         let shape: Vec<u64> = ty.shape.iter().map(|&extent| extent as u64).collect();
         if shape.contains(&0) {
             return Err(self.unsupported(node, format!("a value without elements, {ty}")));
@@ -148,10 +165,29 @@ impl<'g> Builder<'g> {
             .map_err(|_| CodegenError::internal("the number of tensors fits into 32 bits"))
     }
 
-    /// Adds the tensor of a node's result, named after it.
+    /// Adds the tensor of a node's result, named after it. Computed integers are
+    /// 32 bits wide; inputs are what the caller gives.
     pub(crate) fn result(&mut self, node: NodeId) -> Result<u32, CodegenError> {
+        let ty = self.graph.ty(node.value());
+        let computed = !matches!(self.graph.node(node).op, Op::Input(_));
+        let is_int = matches!(ty.dtype(), Some(DType::Bool | DType::U8 | DType::I32 | DType::I64));
+        self.result_as(node, (computed && is_int).then_some(Storage::I32))
+    }
+
+    /// The result of a node that moves the elements of an operand: stored as they are.
+    pub(crate) fn moved(&mut self, node: NodeId, x: &step::Operand) -> Result<u32, CodegenError> {
+        match x.source {
+            Some(step::Source::Tensor(x)) => {
+                let storage = self.entry(x)?.storage();
+                self.result_as(node, Some(storage))
+            }
+            Some(step::Source::Section(_)) | None => self.result(node),
+        }
+    }
+
+    fn result_as(&mut self, node: NodeId, storage: Option<Storage>) -> Result<u32, CodegenError> {
         let graph = self.graph;
-        let tensor = self.tensor(node, &graph.node(node).name, graph.ty(node.value()))?;
+        let tensor = self.tensor_as(node, &graph.node(node).name, graph.ty(node.value()), storage)?;
         self.define(node.value(), Source::Tensor(tensor));
         Ok(tensor)
     }
@@ -174,7 +210,7 @@ impl<'g> Builder<'g> {
         self.device_twins.insert(input, twin);
     }
 
-    /// Where a value is, for a reader at `place`; constants become `f32` sections.
+    /// Where a value is, for a reader at `place`; constants become sections.
     pub(crate) fn source(&mut self, reader: NodeId, value: ValueId, place: Place) -> Result<Source, CodegenError> {
         if let Some(&source) = self.values.get(&value) {
             return Ok(match source {
@@ -187,16 +223,10 @@ impl<'g> Builder<'g> {
         let Op::Const(constant) = self.graph.op(value) else {
             return Err(CodegenError::internal("a value is defined before it is read"));
         };
-        if !constant.ty.is_f32() {
-            let found = constant.ty.to_string();
-            return Err(self.unsupported(reader, format!("a constant of type {found} as an operand; f32 is accepted")));
-        }
         if let Some(&section) = self.const_sections.get(&constant.id) {
             return Ok(Source::Section(section));
         }
-        let name = self.name(value.node);
-        let bytes = f32_bytes(&self.read_f32(reader, self.graph.constant(constant.id))?);
-        let section = self.section(&name, Layout::F32, bytes)?;
+        let section = self.number_section(reader, value)?;
         self.const_sections.insert(constant.id, section);
         Ok(Source::Section(section))
     }
@@ -207,7 +237,9 @@ impl<'g> Builder<'g> {
             Source::Tensor(tensor) => Ok(tensor),
             Source::Section(_) => {
                 let graph = self.graph;
-                let tensor = self.tensor(reader, &graph.node(value.node).name, graph.ty(value))?;
+                let ty = graph.ty(value);
+                let storage = if ty.is_f32() { Storage::F32 } else { Storage::I32 };
+                let tensor = self.tensor_as(reader, &graph.node(value.node).name, ty, Some(storage))?;
                 self.copy(reader, value, place, tensor, graph.ty(value).shape.clone())?;
                 Ok(tensor)
             }
@@ -239,11 +271,23 @@ impl<'g> Builder<'g> {
     ) -> Result<step::Operand, CodegenError> {
         let shape: Vec<u64> = self.graph.ty(value).shape.iter().map(|&extent| extent as u64).collect();
         let (source, stride) = match self.source(reader, value, place)? {
-            Source::Tensor(tensor) => (step::Source::Tensor(tensor), self.entry(tensor)?.stride),
+            Source::Tensor(tensor) => (step::Source::Tensor(tensor), self.row_stride(tensor, &shape)?),
             Source::Section(section) => (step::Source::Section(section), shape.last().copied().unwrap_or(1)),
         };
         let strides = self.strides(reader, &shape, stride)?;
         Ok(step::Operand { source: Some(source), strides, offset: 0 })
+    }
+
+    /// Elements from row to row of a tensor that is seen in another shape: only
+    /// codes have padding.
+    pub(crate) fn row_stride(&self, tensor: u32, shape: &[u64]) -> Result<u64, CodegenError> {
+        let entry = self.entry(tensor)?;
+        Ok(match entry.storage() {
+            Storage::I8 | Storage::I16 => entry.stride,
+            Storage::F32 | Storage::I32 | Storage::U8 | Storage::I64 | Storage::Unspecified => {
+                shape.last().copied().unwrap_or(1)
+            }
+        })
     }
 
     /// An operand that broadcasts to `shape`.

@@ -9,13 +9,14 @@ use crate::{
     CodegenError,
     error::op_name,
     kernels::{
-        Shader, binary, copy,
+        Shader, binary, codes, copy,
         linear_f32::LinearF32,
         linear_wq::LinearWq,
         matmul_f32::MatMulF32,
         qlinear::{Finish, QLinear},
-        reduce, requantize,
+        reduce, requantize, rows as row_kernels, select,
         unary::Unary,
+        unfold,
     },
     validate,
 };
@@ -128,8 +129,12 @@ fn choose(builder: &Builder<'_>, node: &str, op: &step::Op) -> Result<Use, Codeg
             Ok(Use { shader: Unary { n, f: op.f }.specialize(node)?, bindings: vec![tensor(op.x), tensor(op.out)] })
         }
         step::Op::Binary(op) => {
-            let shape = &builder.entry(op.out)?.shape;
-            let shader = binary::specialize(node, op, shape)?;
+            let out = builder.entry(op.out)?;
+            let ints = out.storage() == Storage::I32;
+            if ints && !matches!(op.f(), step::BinaryKind::Min | step::BinaryKind::Max) {
+                return Err(refuse("a function of integers is host code".to_owned()));
+            }
+            let shader = binary::specialize(node, op, &out.shape, ints)?;
             Ok(Use { shader, bindings: vec![bound(&op.a)?, bound(&op.b)?, tensor(op.out)] })
         }
         step::Op::Copy(op) => {
@@ -144,16 +149,97 @@ fn choose(builder: &Builder<'_>, node: &str, op: &step::Op) -> Result<Use, Codeg
             Ok(Use { shader, bindings: vec![bound(&op.x)?, tensor(op.out)] })
         }
         step::Op::Reduce(op) => {
-            let shader = reduce::specialize(node, op)?;
+            let shader = match (x_entry(builder, &op.x)?, builder.entry(op.out)?) {
+                (Some(x), out) if x.storage() == Storage::I8 => codes::reduce(node, op, out, x.code_offset)?,
+                (_, out) if out.storage() == Storage::F32 => reduce::specialize(node, op)?,
+                _ => return Err(refuse("a reduction of integers is host code".to_owned())),
+            };
             Ok(Use { shader, bindings: vec![bound(&op.x)?, tensor(op.out)] })
         }
         step::Op::MatMul(op) => {
             let shader = MatMulF32 { op }.specialize(node)?;
             Ok(Use { shader, bindings: vec![bound(&op.a)?, bound(&op.b)?, tensor(op.out)] })
         }
-        step::Op::Quantize(_) | step::Op::Dequantize(_) | step::Op::Repeat(_) => {
-            Err(refuse("it is host code".to_owned()))
+        step::Op::Unfold(op) => {
+            let x_stride = device_row(builder, &op.x).map_err(refuse)?;
+            let shader = unfold::specialize(node, op, builder.entry(op.out)?, x_stride)?;
+            Ok(Use { shader, bindings: vec![bound(&op.x)?, tensor(op.out)] })
         }
+        step::Op::Gather(op) => {
+            let x_stride = device_row(builder, &op.x).map_err(refuse)?;
+            let shader = select::gather(node, op, builder.entry(op.out)?, x_stride)?;
+            Ok(Use { shader, bindings: vec![bound(&op.x)?, bound(&op.index)?, tensor(op.out)] })
+        }
+        step::Op::Softmax(op) => {
+            Ok(Use { shader: row_kernels::softmax(node, op)?, bindings: vec![tensor(op.x), tensor(op.out)] })
+        }
+        step::Op::Normalize(op) => {
+            Ok(Use { shader: row_kernels::normalize(node, op)?, bindings: vec![tensor(op.x), tensor(op.out)] })
+        }
+        step::Op::Attention(op) => {
+            let mask = op.mask.as_ref().map_or(Ok(tensor(op.q)), bound)?;
+            let bindings = vec![tensor(op.q), tensor(op.k), tensor(op.v), mask, tensor(op.out)];
+            Ok(Use { shader: row_kernels::attention(node, op)?, bindings })
+        }
+        step::Op::Compare(op) => {
+            let ints = match x_entry(builder, &op.a)? {
+                Some(x) => x.storage() == Storage::I32,
+                None => section_layout(builder, &op.a) == Some(Layout::I32),
+            };
+            let shader = select::compare(node, op, &builder.entry(op.out)?.shape, ints)?;
+            Ok(Use { shader, bindings: vec![bound(&op.a)?, bound(&op.b)?, tensor(op.out)] })
+        }
+        step::Op::Where(op) => {
+            let shader = select::choose(node, op, &builder.entry(op.out)?.shape)?;
+            Ok(Use { shader, bindings: vec![bound(&op.truth)?, bound(&op.a)?, bound(&op.b)?, tensor(op.out)] })
+        }
+        step::Op::QAdd(op) => {
+            let offset = |x: Option<&Tensor>| x.map_or(0, |x| x.code_offset);
+            let (a, b) = (x_entry(builder, &op.a)?, x_entry(builder, &op.b)?);
+            let m_a = usize::try_from(op.m_a).ok().and_then(|i| builder.sections.get(i)).map_or(0, |s| s.bytes.len());
+            let operands = codes::Operands {
+                wide: a.is_some_and(|a| a.storage() == Storage::I32),
+                m_cols: m_a > 4,
+                offset_a: offset(a),
+                offset_b: offset(b),
+            };
+            let shader = codes::q_add(node, op, builder.entry(op.out)?, &operands)?;
+            Ok(Use { shader, bindings: vec![bound(&op.a)?, bound(&op.b)?, section(op.m_a), tensor(op.out)] })
+        }
+        step::Op::Quantize(_)
+        | step::Op::Dequantize(_)
+        | step::Op::Scatter(_)
+        | step::Op::Order(_)
+        | step::Op::Scan(_)
+        | step::Op::Cast(_)
+        | step::Op::Repeat(_) => Err(refuse("it is host code".to_owned())),
+    }
+}
+
+/// The tensor behind an operand; none for a section.
+fn x_entry<'a>(builder: &'a Builder<'_>, operand: &step::Operand) -> Result<Option<&'a Tensor>, CodegenError> {
+    match operand.source {
+        Some(step::Source::Tensor(tensor)) => builder.entry(tensor).map(Some),
+        Some(step::Source::Section(_)) | None => Ok(None),
+    }
+}
+
+/// The layout of the section behind an operand.
+fn section_layout(builder: &Builder<'_>, operand: &step::Operand) -> Option<Layout> {
+    let Some(step::Source::Section(section)) = operand.source else { return None };
+    usize::try_from(section).ok().and_then(|i| builder.sections.get(i)).map(|section| section.layout)
+}
+
+/// Elements from row to row of an operand that a device can move, or why it cannot.
+fn device_row(builder: &Builder<'_>, operand: &step::Operand) -> Result<u64, String> {
+    match x_entry(builder, operand).map_err(|error| error.to_string())? {
+        None => Ok(1),
+        Some(x) => match x.storage() {
+            Storage::F32 | Storage::I32 | Storage::I8 | Storage::I16 => Ok(x.stride),
+            storage @ (Storage::U8 | Storage::I64 | Storage::Unspecified) => {
+                Err(format!("elements of storage {storage:?} on a device"))
+            }
+        },
     }
 }
 

@@ -4,11 +4,14 @@ use qail_artifact::{
     pack,
     schema::{Layout, Place, step},
 };
-use qail_ir::{BinaryFn, NodeId, ReduceFn, UnaryFn};
+use qail_ir::{BinaryFn, NodeId, UnaryFn};
 
 use super::{
     builder::{Builder, rows},
+    function,
+    movement::shape_of,
     place::Placement,
+    select::int_range,
 };
 use crate::CodegenError;
 
@@ -24,27 +27,14 @@ impl Builder<'_> {
 
     /// A function of two numbers.
     pub(crate) fn binary(&mut self, node: NodeId, f: BinaryFn, place: Place) -> Result<(), CodegenError> {
-        self.require_f32(node)?;
         let [a, b] = self.operands(node)?;
-        let shape: Vec<u64> = self.graph.ty(node.value()).shape.iter().map(|&extent| extent as u64).collect();
-        let a = self.broadcast(node, a, place, &shape)?;
-        let b = self.broadcast(node, b, place, &shape)?;
-        let kind =
-            binary_kind(f).ok_or_else(|| self.unsupported(node, format!("no kernel computes `{}` yet", f.name())))?;
+        let shape = shape_of(self, node.value());
+        let (a, b) = (self.number(node, a, place, &shape)?, self.number(node, b, place, &shape)?);
+        let range = int_range(self.graph.ty(node.value()));
         let out = self.result(node)?;
-        self.push(node, place, step::Op::Binary(step::Binary { a, b, out, f: kind.into() }));
+        let f = function::binary(f).into();
+        self.push(node, place, step::Op::Binary(step::Binary { a, b, out, f, range }));
         Ok(())
-    }
-
-    /// A cast between plain types.
-    pub(crate) fn cast(&mut self, node: NodeId, place: Place) -> Result<(), CodegenError> {
-        let [x] = self.operands(node)?;
-        let (from, to) = (self.graph.ty(x), self.graph.ty(node.value()));
-        if !to.is_f32() || (place == Place::Device && !from.is_f32()) {
-            let reason = format!("from {} to {}; a cast to f32 before the first layer is accepted", from.elem, to.elem);
-            return Err(self.unsupported(node, reason));
-        }
-        self.unary(node, IDENTITY, place)
     }
 
     /// A float matrix product. Where nothing but host steps follow, a curved
@@ -103,8 +93,20 @@ impl Builder<'_> {
 
     /// A reduction.
     pub(crate) fn reduce(&mut self, node: NodeId, op: &qail_ir::Reduce, place: Place) -> Result<(), CodegenError> {
+        self.reduction(node, op, 0, place)
+    }
+
+    /// A reduction of numbers or codes; `zero_point` is subtracted from codes.
+    pub(crate) fn reduction(
+        &mut self,
+        node: NodeId,
+        op: &qail_ir::Reduce,
+        zero_point: i32,
+        place: Place,
+    ) -> Result<(), CodegenError> {
         let [x] = self.operands(node)?;
-        let shape: Vec<u64> = self.graph.ty(x).shape.iter().map(|&extent| extent as u64).collect();
+        let shape = shape_of(self, x);
+        self.to_i32(node, x, place)?;
         let mut operand = self.operand(node, x, place)?;
         let (mut outer, mut outer_strides) = (Vec::new(), Vec::new());
         let (mut inner, mut inner_strides) = (Vec::new(), Vec::new());
@@ -119,17 +121,9 @@ impl Builder<'_> {
         }
         operand.strides = outer_strides;
         let out = self.result(node)?;
-        if !self.graph.ty(x).is_f32() {
-            return Err(self.unsupported(node, format!("of {}; f32 is accepted", self.graph.ty(x))));
-        }
-        let f = match op.f {
-            ReduceFn::Prod => return Err(self.unsupported(node, "no kernel computes products over axes yet")),
-            ReduceFn::Sum => step::ReduceKind::Sum,
-            ReduceFn::Mean => step::ReduceKind::Mean,
-            ReduceFn::Min => step::ReduceKind::Min,
-            ReduceFn::Max => step::ReduceKind::Max,
-        };
-        let step = step::Reduce { x: operand, out, f: f.into(), outer, inner, inner_strides };
+        let range = int_range(self.graph.ty(x));
+        let f = function::reduce(op.f).into();
+        let step = step::Reduce { x: operand, out, f, outer, inner, inner_strides, zero_point, range };
         self.push(node, place, step::Op::Reduce(step));
         Ok(())
     }
@@ -163,21 +157,6 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// The function in the schema.
-    pub(crate) fn function(&self, node: NodeId, f: UnaryFn) -> Result<step::Function, CodegenError> {
-        function(f).ok_or_else(|| self.unsupported(node, format!("no kernel computes `{}` yet", f.name())))
-    }
-
-    /// Fails unless the result of the node is `f32`.
-    fn require_f32(&self, node: NodeId) -> Result<(), CodegenError> {
-        let ty = self.graph.ty(node.value());
-        if ty.is_f32() {
-            Ok(())
-        } else {
-            Err(self.unsupported(node, format!("a result of type {ty}; f32 is accepted")))
-        }
-    }
-
     /// Tensors of a matrix product with activation, and the part of the
     /// activation that stays in its step.
     fn activated(
@@ -187,17 +166,14 @@ impl Builder<'_> {
         placement: &Placement,
     ) -> Result<(Activated, Option<step::Function>), CodegenError> {
         match act {
-            Some(f) if is_curved(f) && placement.is_last(node) => {
+            Some(f) if function::is_curved(f) && placement.is_last(node) => {
                 let name = format!("{}.sum", self.name(node));
                 let graph = self.graph;
                 let linear = self.tensor(node, &name, graph.ty(node.value()))?;
                 let out = self.result(node)?;
-                Ok((Activated { linear, host: Some((out, self.function(node, f)?)) }, None))
+                Ok((Activated { linear, host: Some((out, function::unary(f))) }, None))
             }
-            act => {
-                let act = act.map(|f| self.function(node, f)).transpose()?;
-                Ok((Activated { linear: self.result(node)?, host: None }, act))
-            }
+            act => Ok((Activated { linear: self.result(node)?, host: None }, act.map(function::unary))),
         }
     }
 
@@ -215,112 +191,4 @@ struct Activated {
     linear: u32,
     /// What the host step writes, and its function.
     host: Option<(u32, step::Function)>,
-}
-
-/// True if shaders compute the function with a tolerance only.
-fn is_curved(f: UnaryFn) -> bool {
-    match f {
-        UnaryFn::Elu { .. }
-        | UnaryFn::Tanh
-        | UnaryFn::Sigmoid
-        | UnaryFn::Silu
-        | UnaryFn::Exp
-        | UnaryFn::Log
-        | UnaryFn::Sqrt
-        | UnaryFn::Reciprocal
-        | UnaryFn::Gelu
-        | UnaryFn::GeluTanh
-        | UnaryFn::Mish
-        | UnaryFn::Swish { .. }
-        | UnaryFn::Selu { .. }
-        | UnaryFn::Celu { .. }
-        | UnaryFn::Softplus
-        | UnaryFn::Softsign
-        | UnaryFn::Erf
-        | UnaryFn::Sin
-        | UnaryFn::Cos
-        | UnaryFn::Tan
-        | UnaryFn::Asin
-        | UnaryFn::Acos
-        | UnaryFn::Atan
-        | UnaryFn::Sinh
-        | UnaryFn::Cosh
-        | UnaryFn::Asinh
-        | UnaryFn::Acosh
-        | UnaryFn::Atanh => true,
-        UnaryFn::Relu
-        | UnaryFn::LeakyRelu { .. }
-        | UnaryFn::Clip { .. }
-        | UnaryFn::Abs
-        | UnaryFn::Neg
-        | UnaryFn::HardSigmoid { .. }
-        | UnaryFn::HardSwish
-        | UnaryFn::Floor
-        | UnaryFn::Ceil
-        | UnaryFn::Round
-        | UnaryFn::Sign => false,
-    }
-}
-
-/// The number itself.
-const IDENTITY: step::Function = step::Function { kind: step::FunctionKind::Identity as i32, p0: 0.0, p1: 0.0 };
-
-/// The function in the schema, if there is one.
-fn function(f: UnaryFn) -> Option<step::Function> {
-    use step::FunctionKind as Kind;
-    let (kind, p0, p1) = match f {
-        UnaryFn::Relu => (Kind::Relu, 0.0, 0.0),
-        UnaryFn::LeakyRelu { alpha } => (Kind::LeakyRelu, alpha, 0.0),
-        UnaryFn::Elu { alpha } => (Kind::Elu, alpha, 0.0),
-        UnaryFn::Tanh => (Kind::Tanh, 0.0, 0.0),
-        UnaryFn::Sigmoid => (Kind::Sigmoid, 0.0, 0.0),
-        UnaryFn::Silu => (Kind::Silu, 0.0, 0.0),
-        UnaryFn::Clip { min, max } => (Kind::Clip, min, max),
-        UnaryFn::Abs => (Kind::Abs, 0.0, 0.0),
-        UnaryFn::Neg => (Kind::Neg, 0.0, 0.0),
-        UnaryFn::Exp => (Kind::Exp, 0.0, 0.0),
-        UnaryFn::Log => (Kind::Log, 0.0, 0.0),
-        UnaryFn::Sqrt => (Kind::Sqrt, 0.0, 0.0),
-        UnaryFn::Reciprocal => (Kind::Reciprocal, 0.0, 0.0),
-        UnaryFn::Gelu
-        | UnaryFn::GeluTanh
-        | UnaryFn::Mish
-        | UnaryFn::Swish { .. }
-        | UnaryFn::HardSigmoid { .. }
-        | UnaryFn::HardSwish
-        | UnaryFn::Selu { .. }
-        | UnaryFn::Celu { .. }
-        | UnaryFn::Softplus
-        | UnaryFn::Softsign
-        | UnaryFn::Erf
-        | UnaryFn::Sin
-        | UnaryFn::Cos
-        | UnaryFn::Tan
-        | UnaryFn::Asin
-        | UnaryFn::Acos
-        | UnaryFn::Atan
-        | UnaryFn::Sinh
-        | UnaryFn::Cosh
-        | UnaryFn::Asinh
-        | UnaryFn::Acosh
-        | UnaryFn::Atanh
-        | UnaryFn::Floor
-        | UnaryFn::Ceil
-        | UnaryFn::Round
-        | UnaryFn::Sign => return None,
-    };
-    Some(step::Function { kind: kind.into(), p0, p1 })
-}
-
-fn binary_kind(f: BinaryFn) -> Option<step::BinaryKind> {
-    Some(match f {
-        BinaryFn::Add => step::BinaryKind::Add,
-        BinaryFn::Sub => step::BinaryKind::Sub,
-        BinaryFn::Mul => step::BinaryKind::Mul,
-        BinaryFn::Div => step::BinaryKind::Div,
-        BinaryFn::Pow => step::BinaryKind::Pow,
-        BinaryFn::Min => step::BinaryKind::Min,
-        BinaryFn::Max => step::BinaryKind::Max,
-        BinaryFn::Mod | BinaryFn::Rem => return None,
-    })
 }

@@ -10,19 +10,23 @@
 mod builder;
 mod dispatch;
 mod float;
+mod function;
 mod memory;
 mod movement;
 mod place;
 mod quant;
+mod rows;
+mod select;
 pub(crate) mod shape;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use qail_artifact::{
     WriteError, Writer,
-    schema::{EntryPoint, Manifest, Place, Port, Section, step},
+    schema::{EntryPoint, Manifest, Place, Port, Section, Step, Storage, step},
 };
-use qail_ir::{Graph, NodeId, Op};
+use qail_ir::{DType, Graph, NodeId, Op};
 
 pub use builder::SectionData;
 
@@ -92,7 +96,7 @@ impl Plan {
 pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError> {
     let placement = Placement::new(graph);
     let fusions = Fusions::new(graph);
-    let mut builder = Builder::new(graph);
+    let mut builder = Builder::new(graph, &placement);
     let mut inputs: Vec<u32> = Vec::new();
     for &node in &placement.order {
         if let Op::Input(_) = graph.node(node).op {
@@ -126,7 +130,7 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
     let Builder { sections, tensors, steps, .. } = builder;
     entry.steps = steps;
     let manifest = Manifest {
-        min_reader: 1,
+        min_reader: min_reader(&entry.steps),
         name: graph.name.clone(),
         sections: sections
             .iter()
@@ -148,13 +152,47 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
     Ok(Plan { manifest, sections })
 }
 
+/// Oldest reader that knows every step: 1 for what matrix products and functions
+/// of numbers take.
+fn min_reader(steps: &[Step]) -> u32 {
+    let is_old = |op: &step::Op| match op {
+        step::Op::Quantize(_)
+        | step::Op::QLinear(_)
+        | step::Op::Requantize(_)
+        | step::Op::Dequantize(_)
+        | step::Op::MatMul(_)
+        | step::Op::Repeat(_) => true,
+        step::Op::Linear(step::Linear { act, .. }) | step::Op::LinearWq(step::LinearWq { act, .. }) => {
+            act.is_none_or(|f| f.kind <= step::FunctionKind::Identity.into())
+        }
+        step::Op::Unary(op) => op.f.kind <= step::FunctionKind::Identity.into(),
+        step::Op::Binary(op) => op.range.is_none() && op.f <= step::BinaryKind::Max.into(),
+        step::Op::Copy(_) => true,
+        step::Op::Reduce(op) => op.range.is_none() && op.f <= step::ReduceKind::Max.into(),
+        step::Op::Unfold(_)
+        | step::Op::Softmax(_)
+        | step::Op::Normalize(_)
+        | step::Op::Attention(_)
+        | step::Op::Compare(_)
+        | step::Op::Where(_)
+        | step::Op::Gather(_)
+        | step::Op::Scatter(_)
+        | step::Op::Order(_)
+        | step::Op::Scan(_)
+        | step::Op::Cast(_)
+        | step::Op::QAdd(_) => false,
+    };
+    if steps.iter().filter_map(|step| step.op.as_ref()).all(is_old) { 1 } else { 2 }
+}
+
 impl Builder<'_> {
     /// The tensor of a model input and, if device steps read it, its twin.
     fn input(&mut self, node: NodeId, placement: &Placement) -> Result<u32, CodegenError> {
         self.require_plain(node)?;
         let tensor = self.result(node)?;
         let value = node.value();
-        if self.graph.users(value).iter().any(|(user, _)| placement.place(*user) == Place::Device) {
+        let is_f32 = self.graph.ty(value).is_f32();
+        if is_f32 && self.graph.users(value).iter().any(|(user, _)| placement.place(*user) == Place::Device) {
             let x = self.operand(node, value, Place::Host)?;
             let graph = self.graph;
             let twin = self.tensor(node, &format!("{}.device", self.name(node)), graph.ty(value))?;
@@ -193,10 +231,7 @@ impl Builder<'_> {
         match op {
             Op::Input(_) => Err(CodegenError::internal("inputs come before other nodes")),
             Op::Const(_) => Ok(()),
-            Op::Unary(op) => {
-                let f = self.function(node, op.f)?;
-                self.unary(node, f, place)
-            }
+            Op::Unary(op) => self.unary(node, function::unary(op.f), place),
             Op::Binary(op) => self.binary(node, op.f, place),
             Op::MatMul(_) => self.matmul(node),
             Op::Linear(op) => self.linear(node, op.act, placement),
@@ -214,19 +249,19 @@ impl Builder<'_> {
             Op::Lookup(_) => self.lookup(node, fusions),
             Op::Dequantize(op) => self.dequantize(node, op),
             Op::LinearWq(op) => self.linear_wq(node, op, placement),
-            Op::Compare(_)
-            | Op::Where(_)
-            | Op::Gather(_)
-            | Op::Scatter(_)
-            | Op::ArgReduce(_)
-            | Op::TopK(_)
-            | Op::CumSum(_)
-            | Op::Unfold(_)
-            | Op::Softmax(_)
-            | Op::Normalize(_)
-            | Op::Attention(_)
-            | Op::QAdd(_)
-            | Op::QSum(_) => Err(self.unsupported(node, "no kernel computes it yet")),
+            Op::Compare(op) => self.compare(node, op.f, place),
+            Op::Where(_) => self.choose(node, place),
+            Op::Gather(op) => self.gather(node, op, place),
+            Op::Scatter(op) => self.scatter(node, op.f),
+            Op::ArgReduce(op) => self.arg_reduce(node, op),
+            Op::TopK(op) => self.top_k(node, op),
+            Op::CumSum(op) => self.cum_sum(node, op),
+            Op::Unfold(op) => self.unfold(node, op, place),
+            Op::Softmax(op) => self.softmax(node, op, place),
+            Op::Normalize(op) => self.normalize(node, op, place),
+            Op::Attention(op) => self.attention(node, op, place),
+            Op::QAdd(op) => self.q_add(node, op, place),
+            Op::QSum(op) => self.q_sum(node, op, place),
             Op::Grad(_) => {
                 Err(self.unsupported(node, "an artifact holds no backward graph; compile the graph without gradients"))
             }
@@ -247,6 +282,20 @@ impl Builder<'_> {
             let (node, value) = (output.value.node, output.value);
             self.require_plain(node)?;
             let shape = movement::shape_of(self, value);
+            let out_name = format!("{}.output", output.name);
+            let is_wide = match self.source(node, value, Place::Host)? {
+                Source::Tensor(tensor) => self.entry(tensor)?.storage() == Storage::I32,
+                Source::Section(_) => true,
+            };
+            if is_wide && matches!(graph.ty(value).dtype(), Some(DType::Bool | DType::U8 | DType::I64)) {
+                // Computed integers get the type that the caller knows.
+                let x = self.tensor_of(node, value, Place::Host)?;
+                let out = self.tensor(node, &out_name, graph.ty(value))?;
+                let cast = step::Cast { x, out, to: step::CastKind::Same.into() };
+                self.push_named(output.name.clone(), Place::Host, step::Op::Cast(cast));
+                result.push(out);
+                continue;
+            }
             if let Source::Tensor(tensor) = self.source(node, value, Place::Host)? {
                 let fits = self.entry(tensor)?.shape == shape;
                 if fits && !on_device.contains(&tensor) && !inputs.contains(&tensor) && !result.contains(&tensor) {
@@ -255,7 +304,7 @@ impl Builder<'_> {
                 }
             }
             let x = self.operand(node, value, Place::Host)?;
-            let out = self.tensor(node, &format!("{}.output", output.name), graph.ty(value))?;
+            let out = self.tensor(node, &out_name, graph.ty(value))?;
             let out_strides = self.strides(node, &shape, self.entry(out)?.stride)?;
             let copy = step::Copy { x, out, shape, out_strides, out_offset: 0 };
             self.push_named(output.name.clone(), Place::Host, step::Op::Copy(copy));

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use qail_artifact::schema::Place;
-use qail_ir::{Graph, NodeId, Op};
+use qail_ir::{BinaryFn, Graph, NodeId, Op, TensorType};
 
 /// Part of the plan. Steps are ordered by part first, so that the device steps
 /// of a policy are one segment: one submission and one wait.
@@ -38,29 +38,40 @@ impl Placement {
     /// Places every node.
     pub(crate) fn new(graph: &Graph) -> Self {
         let topo = graph.topo();
+        // Windows are the first device step of a convolution: what is sent to the
+        // device is the image, not its windows.
+        let mut before_product = BTreeSet::new();
+        for &node in topo.iter().rev() {
+            if is_anchor(&graph.node(node).op) || before_product.contains(&node) {
+                before_product.extend(graph.operands(node).iter().map(|x| x.node));
+            }
+        }
+        let is_anchor = |node: NodeId| {
+            let op = &graph.node(node).op;
+            is_anchor(op) || matches!(op, Op::Unfold(_)) && before_product.contains(&node)
+        };
         let mut behind_anchor = BTreeSet::new();
         for &node in &topo {
             let reads = graph.operands(node);
-            if reads.iter().any(|x| is_anchor(graph.op(*x)) || behind_anchor.contains(&x.node)) {
+            if reads.iter().any(|x| is_anchor(x.node) || behind_anchor.contains(&x.node)) {
                 behind_anchor.insert(node);
             }
         }
         let mut before_anchor = BTreeSet::new();
         for &node in topo.iter().rev() {
-            if is_anchor(&graph.node(node).op) || before_anchor.contains(&node) {
+            if is_anchor(node) || before_anchor.contains(&node) {
                 before_anchor.extend(graph.operands(node).iter().map(|x| x.node));
             }
         }
         let mut order = Vec::with_capacity(topo.len());
         let mut device = BTreeSet::new();
         for &node in &topo {
-            let op = &graph.node(node).op;
-            let part = match (is_anchor(op), behind_anchor.contains(&node), before_anchor.contains(&node)) {
+            let part = match (is_anchor(node), behind_anchor.contains(&node), before_anchor.contains(&node)) {
                 (true, ..) | (false, true, true) => Part::Middle,
                 (false, false, _) => Part::Prefix,
                 (false, true, false) => Part::Suffix,
             };
-            if part == Part::Middle && !is_host(op) {
+            if part == Part::Middle && !is_host(graph, node) {
                 device.insert(node);
             }
             order.push((node, part));
@@ -123,10 +134,22 @@ fn is_anchor(op: &Op) -> bool {
     }
 }
 
-/// Operations that are host code everywhere: WGSL division and `f64` are not exact.
-fn is_host(op: &Op) -> bool {
-    match op {
-        Op::Quantize(_) | Op::Dequantize(_) | Op::Input(_) | Op::Const(_) => true,
+/// Operations that are host code everywhere: WGSL division and `f64` are not
+/// exact, and a device reports no integer that leaves its type.
+fn is_host(graph: &Graph, node: NodeId) -> bool {
+    let is_int = |ty: &TensorType| ty.dtype().is_some_and(|dtype| !dtype.is_float());
+    let has_int = || is_int(graph.ty(node.value())) || graph.operands(node).iter().any(|&x| is_int(graph.ty(x)));
+    match &graph.node(node).op {
+        Op::Quantize(_)
+        | Op::Dequantize(_)
+        | Op::Input(_)
+        | Op::Const(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::CumSum(_) => true,
+        Op::Binary(binary) => !matches!(binary.f, BinaryFn::Min | BinaryFn::Max) && has_int(),
+        Op::Reduce(_) | Op::Cast(_) => has_int(),
         Op::MatMul(_)
         | Op::Linear(_)
         | Op::QLinear(_)
@@ -134,21 +157,14 @@ fn is_host(op: &Op) -> bool {
         | Op::Lookup(_)
         | Op::LinearWq(_)
         | Op::Unary(_)
-        | Op::Binary(_)
         | Op::Reshape(_)
         | Op::Transpose(_)
         | Op::Slice(_)
         | Op::Concat(_)
         | Op::Expand(_)
-        | Op::Reduce(_)
-        | Op::Cast(_)
         | Op::Compare(_)
         | Op::Where(_)
         | Op::Gather(_)
-        | Op::Scatter(_)
-        | Op::ArgReduce(_)
-        | Op::TopK(_)
-        | Op::CumSum(_)
         | Op::Unfold(_)
         | Op::Softmax(_)
         | Op::Normalize(_)

@@ -271,6 +271,10 @@ pub(crate) fn code_range(graph: &Graph, value: ValueId) -> (i32, i32) {
         Op::Quantize(op) => (op.lo, op.hi),
         Op::Requantize(op) => (op.lo, op.hi),
         Op::QAdd(op) => (op.lo, op.hi),
+        // Extremes are codes of the operand, and an index reads nothing else.
+        Op::Gather(_) | Op::Reduce(_) => {
+            graph.operands(value.node).first().map_or_else(whole, |&x| code_range(graph, x))
+        }
         Op::Unfold(op) => {
             let fill = op.fill as i32;
             let inside = graph.operands(value.node).first().map_or_else(whole, |&x| code_range(graph, x));
@@ -289,11 +293,9 @@ pub(crate) fn code_range(graph: &Graph, value: ValueId) -> (i32, i32) {
         | Op::Binary(_)
         | Op::MatMul(_)
         | Op::Linear(_)
-        | Op::Reduce(_)
         | Op::Cast(_)
         | Op::Compare(_)
         | Op::Where(_)
-        | Op::Gather(_)
         | Op::Scatter(_)
         | Op::ArgReduce(_)
         | Op::TopK(_)

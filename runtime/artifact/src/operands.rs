@@ -56,6 +56,43 @@ impl Step {
                 found.operand(&op.a);
                 found.operand(&op.b);
             }
+            Some(step::Op::Unfold(op)) => {
+                found.set(&[], &[], op.out);
+                found.operand(&op.x);
+            }
+            Some(step::Op::Softmax(op)) => found.set(&[op.x], &[], op.out),
+            Some(step::Op::Normalize(op)) => found.set(&[op.x], &[], op.out),
+            Some(step::Op::Attention(op)) => {
+                found.set(&[op.q, op.k, op.v], &[], op.out);
+                if let Some(mask) = &op.mask {
+                    found.operand(mask);
+                }
+            }
+            Some(step::Op::Compare(op)) => {
+                found.set(&[], &[], op.out);
+                found.operand(&op.a);
+                found.operand(&op.b);
+            }
+            Some(step::Op::Where(op)) => {
+                found.set(&[], &[], op.out);
+                found.operand(&op.truth);
+                found.operand(&op.a);
+                found.operand(&op.b);
+            }
+            Some(step::Op::Gather(op)) => {
+                found.set(&[], &[], op.out);
+                found.operand(&op.x);
+                found.operand(&op.index);
+            }
+            Some(step::Op::Scatter(op)) => found.set(&[op.x, op.index, op.update], &[], op.out),
+            Some(step::Op::Order(op)) => found.set(&[op.x], &[], op.out),
+            Some(step::Op::Scan(op)) => found.set(&[op.x], &[], op.out),
+            Some(step::Op::Cast(op)) => found.set(&[op.x], &[], op.out),
+            Some(step::Op::QAdd(op)) => {
+                found.set(&[], &[op.m_a], op.out);
+                found.operand(&op.a);
+                found.operand(&op.b);
+            }
             Some(step::Op::Repeat(_)) => {}
         }
         found

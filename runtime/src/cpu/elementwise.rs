@@ -3,12 +3,16 @@
 
 use qail_artifact::{
     Storage,
-    schema::step::{self, BinaryKind, FunctionKind},
+    schema::{
+        Step,
+        step::{self, BinaryKind, FunctionKind},
+    },
 };
 
 use super::{
-    program::{Prepare, floats, floats_mut},
-    strided::{FloatSource, Walk},
+    ints::Range,
+    program::{Prepare, floats, floats_mut, ints_mut},
+    strided::{Source, Walk, float_at, int_at},
 };
 use crate::{RunError, RuntimeError, memory::HostMemory};
 
@@ -75,9 +79,83 @@ impl Function {
             FunctionKind::Log => libm::log(x),
             FunctionKind::Sqrt => libm::sqrt(x),
             FunctionKind::Reciprocal => 1.0 / x,
+            FunctionKind::Gelu => 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)),
+            FunctionKind::GeluTanh => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+                0.5 * x * (1.0 + libm::tanh(inner))
+            }
+            FunctionKind::Mish => x * libm::tanh(softplus(x)),
+            FunctionKind::Swish => x / (1.0 + libm::exp(-p0 * x)),
+            FunctionKind::HardSigmoid => (p0 * x + p1).clamp(0.0, 1.0),
+            FunctionKind::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
+            FunctionKind::Selu => {
+                if x > 0.0 {
+                    p1 * x
+                } else {
+                    p1 * p0 * libm::expm1(x)
+                }
+            }
+            FunctionKind::Celu => {
+                if x > 0.0 {
+                    x
+                } else {
+                    p0 * libm::expm1(x / p0)
+                }
+            }
+            FunctionKind::Softplus => softplus(x),
+            FunctionKind::Softsign => x / (1.0 + x.abs()),
+            FunctionKind::Erf => libm::erf(x),
+            FunctionKind::Sin => libm::sin(x),
+            FunctionKind::Cos => libm::cos(x),
+            FunctionKind::Tan => libm::tan(x),
+            FunctionKind::Asin => libm::asin(x),
+            FunctionKind::Acos => libm::acos(x),
+            FunctionKind::Atan => libm::atan(x),
+            FunctionKind::Sinh => libm::sinh(x),
+            FunctionKind::Cosh => libm::cosh(x),
+            FunctionKind::Asinh => libm::asinh(x),
+            FunctionKind::Acosh => libm::acosh(x),
+            FunctionKind::Atanh => libm::atanh(x),
+            FunctionKind::Floor => libm::floor(x),
+            FunctionKind::Ceil => libm::ceil(x),
+            FunctionKind::Round => libm::rint(x),
+            FunctionKind::Sign => {
+                if x == 0.0 || x.is_nan() {
+                    x
+                } else {
+                    libm::copysign(1.0, x)
+                }
+            }
             FunctionKind::Unspecified | FunctionKind::Identity => x,
         }
     }
+}
+
+/// `ln(1 + exp(x))` without overflow.
+fn softplus(x: f64) -> f64 {
+    x.max(0.0) + libm::log1p(libm::exp(-x.abs()))
+}
+
+/// A function in `f64`, rounded once.
+pub(super) fn via_f64(x: f32, f: impl Fn(f64) -> f64) -> f32 {
+    f(f64::from(x)) as f32
+}
+
+/// The smaller one. NaN wins, and of two equal numbers (the zeros) the first:
+/// `f32::min` ignores NaN and leaves the sign of zero open.
+pub(super) fn min(a: f32, b: f32) -> f32 {
+    if b < a || b.is_nan() && !a.is_nan() { b } else { a }
+}
+
+/// The larger one, see [`min`].
+pub(super) fn max(a: f32, b: f32) -> f32 {
+    if b > a || b.is_nan() && !a.is_nan() { b } else { a }
+}
+
+/// The remainder with the sign of the divisor.
+fn floor_mod(a: f64, b: f64) -> f64 {
+    let rest = libm::fmod(a, b);
+    if rest != 0.0 && (rest < 0.0) != (b < 0.0) { rest + b } else { rest }
 }
 
 /// Prepared [`step::Unary`].
@@ -120,33 +198,43 @@ impl Unary {
 
 /// Prepared [`step::Binary`].
 pub(super) struct Binary {
-    a: FloatSource,
-    b: FloatSource,
+    name: String,
+    a: Source,
+    b: Source,
     out: usize,
     walk: Walk<2>,
     f: BinaryKind,
+    /// Of integers; none for floats.
+    range: Option<Range>,
 }
 
 impl Binary {
-    pub(super) fn new(cx: &Prepare<'_>, op: &step::Binary) -> Result<Self, RuntimeError> {
-        let shape = cx.tensor(op.out)?.shape.clone();
-        let walk = Walk::new(shape, [&op.a.strides, &op.b.strides], [op.a.offset, op.b.offset])?;
+    pub(super) fn new(cx: &Prepare<'_>, step: &Step, op: &step::Binary) -> Result<Self, RuntimeError> {
+        let out = cx.tensor(op.out)?;
+        let walk = Walk::new(out.shape.clone(), [&op.a.strides, &op.b.strides], [op.a.offset, op.b.offset])?;
         let f = BinaryKind::try_from(op.f).map_err(|_| RuntimeError::Internal("a function is unknown"))?;
-        Ok(Self { a: FloatSource::new(cx, &op.a)?, b: FloatSource::new(cx, &op.b)?, out: op.out as usize, walk, f })
+        let range = (out.storage == Storage::I32).then(|| Range::new(op.range));
+        let (a, b) = (Source::new(cx, &op.a)?, Source::new(cx, &op.b)?);
+        Ok(Self { name: step.name.clone(), a, b, out: op.out as usize, walk, f, range })
     }
 
     pub(super) fn run(&self, file: &[u8], memory: &mut HostMemory) -> Result<(), RunError> {
         let (out, others) = memory.split(self.out);
-        let out = floats_mut(out)?;
         let (a, b) = (self.a.bytes(file, &others), self.b.bytes(file, &others));
+        if let Some(range) = self.range {
+            return self.ints(ints_mut(out)?, a, b, range);
+        }
+        let out = floats_mut(out)?;
         match self.f {
             BinaryKind::Add => self.each(out, a, b, |a, b| a + b),
             BinaryKind::Sub => self.each(out, a, b, |a, b| a - b),
             BinaryKind::Mul => self.each(out, a, b, |a, b| a * b),
             BinaryKind::Div => self.each(out, a, b, |a, b| a / b),
             BinaryKind::Pow => self.each(out, a, b, |a, b| libm::pow(f64::from(a), f64::from(b)) as f32),
-            BinaryKind::Min => self.each(out, a, b, f32::min),
-            BinaryKind::Max => self.each(out, a, b, f32::max),
+            BinaryKind::Min => self.each(out, a, b, min),
+            BinaryKind::Max => self.each(out, a, b, max),
+            BinaryKind::Mod => self.each(out, a, b, |a, b| floor_mod(f64::from(a), f64::from(b)) as f32),
+            BinaryKind::Rem => self.each(out, a, b, |a, b| libm::fmod(f64::from(a), f64::from(b)) as f32),
             BinaryKind::Unspecified => Err(RunError::Internal("a function is unknown")),
         }
     }
@@ -155,11 +243,34 @@ impl Binary {
         let mut out = out.iter_mut();
         self.walk.rows(|[a_start, b_start], len, [a_step, b_step]| {
             for i in 0..len as isize {
-                let a = super::strided::float_at(a, a_start + i * a_step)?;
-                let b = super::strided::float_at(b, b_start + i * b_step)?;
+                let a = float_at(a, a_start + i * a_step)?;
+                let b = float_at(b, b_start + i * b_step)?;
                 *out.next()? = f(a, b);
             }
             Some(())
         })
+    }
+
+    fn ints(&self, out: &mut [i32], a: &[u8], b: &[u8], range: Range) -> Result<(), RunError> {
+        let mut out = out.iter_mut().enumerate();
+        let mut fault = None;
+        let walked = self.walk.rows(|[a_start, b_start], len, [a_step, b_step]| {
+            for i in 0..len as isize {
+                let (a, b) = (int_at(a, a_start + i * a_step)?, int_at(b, b_start + i * b_step)?);
+                let (index, out) = out.next()?;
+                match range.binary(self.f, a, b) {
+                    Ok(value) => *out = value,
+                    Err(problem) => {
+                        fault = Some((index, problem));
+                        return None;
+                    }
+                }
+            }
+            Some(())
+        });
+        match fault {
+            Some((index, problem)) => Err(RunError::Integer { step: self.name.clone(), index, problem }),
+            None => walked,
+        }
     }
 }

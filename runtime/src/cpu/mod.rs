@@ -5,15 +5,22 @@
 //!   the reference; those of `simd` equal it in every bit.
 //! - Everything is allocated by `Program::new`; running allocates nothing.
 
+mod cast;
 mod elementwise;
 mod generic;
 mod integer;
+mod ints;
 mod kernels;
 mod linear;
+mod order;
 mod program;
+mod reduce;
+mod rows;
+mod select;
 #[allow(unsafe_code, reason = "instruction sets beyond the one that the crate is built for")]
 mod simd;
 mod strided;
+mod window;
 
 pub(crate) use program::Program;
 

@@ -3,16 +3,22 @@
 use std::ops::Range;
 
 use qail_artifact::{
-    Layout, Place,
+    Layout, Place, Storage,
     schema::{Step, step},
 };
 
 use super::{
+    cast::Cast,
     elementwise::{Binary, Unary},
     integer::{Dequantize, QLinear, Quantize, Requantize},
     kernels::Kernels,
     linear::Linear,
-    strided::{Copy, MatMul, Reduce},
+    order::{Order, Scan, Scatter},
+    reduce::Reduce,
+    rows::{Attention, Normalize, Softmax},
+    select::{Compare, Gather, QAdd, Where},
+    strided::{Copy, MatMul},
+    window::Unfold,
 };
 use crate::{
     ArtifactBytes, Isa, RunError, RuntimeError,
@@ -43,6 +49,18 @@ enum Prepared {
     Copy(Copy),
     Reduce(Reduce),
     MatMul(MatMul),
+    Unfold(Unfold),
+    Softmax(Softmax),
+    Normalize(Normalize),
+    Attention(Attention),
+    Compare(Compare),
+    Where(Where),
+    Gather(Gather),
+    Scatter(Scatter),
+    Order(Order),
+    Scan(Scan),
+    Cast(Cast),
+    QAdd(QAdd),
 }
 
 /// Memory for sums and byte planes of one row.
@@ -133,6 +151,18 @@ impl Program {
             Some(Some(Prepared::Copy(op))) => op.run(file, memory),
             Some(Some(Prepared::Reduce(op))) => op.run(file, memory),
             Some(Some(Prepared::MatMul(op))) => op.run(file, memory),
+            Some(Some(Prepared::Unfold(op))) => op.run(file, memory),
+            Some(Some(Prepared::Softmax(op))) => op.run(memory),
+            Some(Some(Prepared::Normalize(op))) => op.run(memory),
+            Some(Some(Prepared::Attention(op))) => op.run(file, scratch, memory),
+            Some(Some(Prepared::Compare(op))) => op.run(file, memory),
+            Some(Some(Prepared::Where(op))) => op.run(file, memory),
+            Some(Some(Prepared::Gather(op))) => op.run(file, memory),
+            Some(Some(Prepared::Scatter(op))) => op.run(memory),
+            Some(Some(Prepared::Order(op))) => op.run(memory),
+            Some(Some(Prepared::Scan(op))) => op.run(memory),
+            Some(Some(Prepared::Cast(op))) => op.run(memory),
+            Some(Some(Prepared::QAdd(op))) => op.run(file, memory),
             Some(None) | None => Err(RunError::Internal("a step was not prepared")),
         }
     }
@@ -157,10 +187,22 @@ impl Prepared {
             Some(step::Op::Linear(op)) => Self::Linear(Linear::new(cx, op)?),
             Some(step::Op::LinearWq(op)) => Self::Linear(Linear::quantized(cx, step, op)?),
             Some(step::Op::Unary(op)) => Self::Unary(Unary::new(cx, op)?),
-            Some(step::Op::Binary(op)) => Self::Binary(Binary::new(cx, op)?),
+            Some(step::Op::Binary(op)) => Self::Binary(Binary::new(cx, step, op)?),
             Some(step::Op::Copy(op)) => Self::Copy(Copy::new(cx, op)?),
-            Some(step::Op::Reduce(op)) => Self::Reduce(Reduce::new(cx, op)?),
+            Some(step::Op::Reduce(op)) => Self::Reduce(Reduce::new(cx, step, op)?),
             Some(step::Op::MatMul(op)) => Self::MatMul(MatMul::new(cx, op)?),
+            Some(step::Op::Unfold(op)) => Self::Unfold(Unfold::new(cx, op)?),
+            Some(step::Op::Softmax(op)) => Self::Softmax(Softmax::new(cx, op)?),
+            Some(step::Op::Normalize(op)) => Self::Normalize(Normalize::new(cx, op)?),
+            Some(step::Op::Attention(op)) => Self::Attention(Attention::new(cx, op)?),
+            Some(step::Op::Compare(op)) => Self::Compare(Compare::new(cx, op)?),
+            Some(step::Op::Where(op)) => Self::Where(Where::new(cx, op)?),
+            Some(step::Op::Gather(op)) => Self::Gather(Gather::new(cx, op)?),
+            Some(step::Op::Scatter(op)) => Self::Scatter(Scatter::new(cx, step, op)?),
+            Some(step::Op::Order(op)) => Self::Order(Order::new(cx, op)?),
+            Some(step::Op::Scan(op)) => Self::Scan(Scan::new(cx, step, op)?),
+            Some(step::Op::Cast(op)) => Self::Cast(Cast::new(cx, step, op)?),
+            Some(step::Op::QAdd(op)) => Self::QAdd(QAdd::new(cx, op)?),
             Some(step::Op::Repeat(_)) | None => return Err(RuntimeError::Internal("a step has no operation")),
         })
     }
@@ -176,6 +218,17 @@ pub(super) struct Prepare<'a> {
 impl<'a> Prepare<'a> {
     pub(super) fn tensor(&self, index: u32) -> Result<&'a PlanTensor, RuntimeError> {
         self.cx.plan.tensors.get(index as usize).ok_or(RuntimeError::Internal("a step names no tensor"))
+    }
+
+    /// How the elements behind an operand are stored.
+    pub(super) fn storage(&self, operand: &step::Operand) -> Result<Storage, RuntimeError> {
+        match operand.source {
+            Some(step::Source::Tensor(tensor)) => Ok(self.tensor(tensor)?.storage),
+            Some(step::Source::Section(section)) => {
+                Ok(if self.layout(section)? == Layout::I32 { Storage::I32 } else { Storage::F32 })
+            }
+            None => Err(RuntimeError::Internal("an operand has no source")),
+        }
     }
 
     pub(super) fn section(&self, index: u32) -> Result<&'a [u8], RuntimeError> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use qail_artifact::schema::step::{self, ReduceKind};
+use qail_artifact::schema::step;
 
 use super::{
     generic::float,
@@ -87,13 +87,13 @@ fn add<const N: usize>(positions: &mut [isize; N], strides: &[isize; N], times: 
     }
 }
 
-/// A tensor or a section of floats.
-pub(super) enum FloatSource {
+/// A tensor or a section of numbers.
+pub(super) enum Source {
     Tensor(usize),
     Section(Range<usize>),
 }
 
-impl FloatSource {
+impl Source {
     pub(super) fn new(cx: &Prepare<'_>, operand: &step::Operand) -> Result<Self, RuntimeError> {
         match operand.source {
             Some(step::Source::Tensor(tensor)) => Ok(Self::Tensor(tensor as usize)),
@@ -117,9 +117,16 @@ pub(super) fn float_at(bytes: &[u8], position: isize) -> Option<f32> {
     Some(f32::from_le_bytes(*bytes.get(start..)?.first_chunk()?))
 }
 
+/// Element `position` of little-endian 32-bit integers.
+#[inline(always)]
+pub(super) fn int_at(bytes: &[u8], position: isize) -> Option<i32> {
+    let start = usize::try_from(position).ok()?.checked_mul(4)?;
+    Some(i32::from_le_bytes(*bytes.get(start..)?.first_chunk()?))
+}
+
 /// Prepared [`step::Copy`].
 pub(super) struct Copy {
-    x: FloatSource,
+    x: Source,
     out: usize,
     element_bytes: usize,
     walk: Walk<2>,
@@ -130,7 +137,7 @@ impl Copy {
         let shape = cx.extents(&op.shape)?;
         let element_bytes = cx.tensor(op.out)?.element_bytes();
         let walk = Walk::new(shape, [&op.x.strides, &op.out_strides], [op.x.offset, op.out_offset])?;
-        Ok(Self { x: FloatSource::new(cx, &op.x)?, out: op.out as usize, element_bytes, walk })
+        Ok(Self { x: Source::new(cx, &op.x)?, out: op.out as usize, element_bytes, walk })
     }
 
     pub(super) fn run(&self, file: &[u8], memory: &mut HostMemory) -> Result<(), RunError> {
@@ -153,60 +160,10 @@ impl Copy {
     }
 }
 
-/// Prepared [`step::Reduce`].
-pub(super) struct Reduce {
-    x: FloatSource,
-    out: usize,
-    outer: Walk<1>,
-    inner: Walk<1>,
-    count: f32,
-    f: ReduceKind,
-}
-
-impl Reduce {
-    pub(super) fn new(cx: &Prepare<'_>, op: &step::Reduce) -> Result<Self, RuntimeError> {
-        let inner = cx.extents(&op.inner)?;
-        Ok(Self {
-            x: FloatSource::new(cx, &op.x)?,
-            out: op.out as usize,
-            outer: Walk::new(cx.extents(&op.outer)?, [&op.x.strides], [op.x.offset])?,
-            count: inner.iter().product::<usize>() as f32,
-            inner: Walk::new(inner, [&op.inner_strides], [0])?,
-            f: ReduceKind::try_from(op.f).map_err(|_| RuntimeError::Internal("a function is unknown"))?,
-        })
-    }
-
-    pub(super) fn run(&self, file: &[u8], memory: &mut HostMemory) -> Result<(), RunError> {
-        let (out, others) = memory.split(self.out);
-        let x = self.x.bytes(file, &others);
-        let (start, fold): (f32, fn(f32, f32) -> f32) = match self.f {
-            ReduceKind::Sum | ReduceKind::Mean => (0.0, |a, b| a + b),
-            ReduceKind::Min => (f32::INFINITY, f32::min),
-            ReduceKind::Max => (f32::NEG_INFINITY, f32::max),
-            ReduceKind::Unspecified => return Err(RunError::Internal("a function is unknown")),
-        };
-        let mut out = floats_mut(out)?.iter_mut();
-        self.outer.rows(|[base], len, [step]| {
-            for i in 0..len as isize {
-                let mut result = start;
-                let walked = self.inner.rows(|[first], len, [inner_step]| {
-                    for j in 0..len as isize {
-                        result = fold(result, float_at(x, base + i * step + first + j * inner_step)?);
-                    }
-                    Some(())
-                });
-                walked.ok()?;
-                *out.next()? = if self.f == ReduceKind::Mean { result / self.count } else { result };
-            }
-            Some(())
-        })
-    }
-}
-
 /// Prepared [`step::MatMul`].
 pub(super) struct MatMul {
-    a: FloatSource,
-    b: FloatSource,
+    a: Source,
+    b: Source,
     out: usize,
     batch: Walk<2>,
     n: usize,
@@ -219,8 +176,8 @@ impl MatMul {
         let [m, n, k] = <[usize; 3]>::try_from(cx.extents(&[op.m, op.n, op.k])?)
             .map_err(|_| RuntimeError::Internal("a product has no shape"))?;
         Ok(Self {
-            a: FloatSource::new(cx, &op.a)?,
-            b: FloatSource::new(cx, &op.b)?,
+            a: Source::new(cx, &op.a)?,
+            b: Source::new(cx, &op.b)?,
             out: op.out as usize,
             batch: Walk::new(cx.extents(&op.batch)?, [&op.a.strides, &op.b.strides], [op.a.offset, op.b.offset])?,
             n,

@@ -7,7 +7,10 @@
 //! reads the operations and a GPU session the dispatches, and both mean the
 //! same. Field numbers are never reused.
 
+mod rows;
+mod select;
 pub mod step;
+mod window;
 
 /// Root of the manifest.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -239,7 +242,10 @@ pub struct Step {
     #[prost(message, optional, tag = "3")]
     pub dispatch: Option<Dispatch>,
     /// What is computed. None if the file uses an operation of a later version.
-    #[prost(oneof = "step::Op", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21")]
+    #[prost(
+        oneof = "step::Op",
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33"
+    )]
     pub op: Option<step::Op>,
 }
 

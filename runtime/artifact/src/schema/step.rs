@@ -1,6 +1,12 @@
 //! Operations. Operands are indices of tensors (`x`, `a`, `b`, `out`) and of
 //! sections (everything else).
 
+pub use super::{
+    rows::{Attention, Normalize, Softmax},
+    select::{Cast, CastKind, Compare, CompareKind, Gather, IntRange, Order, QAdd, Scan, Scatter, ScatterKind, Where},
+    window::Unfold,
+};
+
 /// What a step computes.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Op {
@@ -40,6 +46,42 @@ pub enum Op {
     /// A list of steps, several times over. Feature `repeat`.
     #[prost(message, tag = "21")]
     Repeat(Repeat),
+    /// A copy through windows, with a fill beyond the edges.
+    #[prost(message, tag = "22")]
+    Unfold(Unfold),
+    /// Softmax along an axis.
+    #[prost(message, tag = "23")]
+    Softmax(Softmax),
+    /// Rows scaled to variance 1.
+    #[prost(message, tag = "24")]
+    Normalize(Normalize),
+    /// Scaled dot-product attention.
+    #[prost(message, tag = "25")]
+    Attention(Attention),
+    /// Truth of a comparison.
+    #[prost(message, tag = "26")]
+    Compare(Compare),
+    /// One of two values.
+    #[prost(message, tag = "27")]
+    Where(Where),
+    /// Parts by computed index.
+    #[prost(message, tag = "28")]
+    Gather(Gather),
+    /// A copy with some rows changed.
+    #[prost(message, tag = "29")]
+    Scatter(Scatter),
+    /// The extreme elements along an axis.
+    #[prost(message, tag = "30")]
+    Order(Order),
+    /// Running sums.
+    #[prost(message, tag = "31")]
+    Scan(Scan),
+    /// Another element type.
+    #[prost(message, tag = "32")]
+    Cast(Cast),
+    /// Sum of codes.
+    #[prost(message, tag = "33")]
+    QAdd(QAdd),
 }
 
 /// `clamp(rne(x * factor) + zero_point, lo, hi)`, `f32` to codes.
@@ -228,7 +270,7 @@ pub struct Function {
     /// `alpha`, or the lower bound of a clip.
     #[prost(float, tag = "2")]
     pub p0: f32,
-    /// The upper bound of a clip.
+    /// The upper bound of a clip, `beta` of a hard sigmoid, `gamma` of a selu.
     #[prost(float, tag = "3")]
     pub p1: f32,
 }
@@ -268,6 +310,58 @@ pub enum FunctionKind {
     Reciprocal = 13,
     /// The number itself: casts between plain types.
     Identity = 14,
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`.
+    Gelu = 15,
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`.
+    GeluTanh = 16,
+    /// `x * tanh(ln(1 + exp(x)))`.
+    Mish = 17,
+    /// `x * sigmoid(p0 * x)`.
+    Swish = 18,
+    /// `min(max(p0 * x + p1, 0), 1)`.
+    HardSigmoid = 19,
+    /// `x * min(max(x / 6 + 1 / 2, 0), 1)`.
+    HardSwish = 20,
+    /// `p1 * x` or `p1 * p0 * expm1(x)`.
+    Selu = 21,
+    /// `x` or `p0 * expm1(x / p0)`.
+    Celu = 22,
+    /// `ln(1 + exp(x))`.
+    Softplus = 23,
+    /// `x / (1 + |x|)`.
+    Softsign = 24,
+    /// The error function.
+    Erf = 25,
+    /// Sine.
+    Sin = 26,
+    /// Cosine.
+    Cos = 27,
+    /// Tangent.
+    Tan = 28,
+    /// Inverse sine.
+    Asin = 29,
+    /// Inverse cosine.
+    Acos = 30,
+    /// Inverse tangent.
+    Atan = 31,
+    /// Hyperbolic sine.
+    Sinh = 32,
+    /// Hyperbolic cosine.
+    Cosh = 33,
+    /// Inverse hyperbolic sine.
+    Asinh = 34,
+    /// Inverse hyperbolic cosine.
+    Acosh = 35,
+    /// Inverse hyperbolic tangent.
+    Atanh = 36,
+    /// The largest whole number that is not above.
+    Floor = 37,
+    /// The smallest whole number that is not below.
+    Ceil = 38,
+    /// The nearest whole number, of two the even one.
+    Round = 39,
+    /// -1, 0 or 1.
+    Sign = 40,
 }
 
 /// `out = f(x)`, element by element.
@@ -304,6 +398,10 @@ pub enum BinaryKind {
     Min = 6,
     /// The larger one.
     Max = 7,
+    /// The remainder of the floored quotient.
+    Mod = 8,
+    /// The remainder of the truncated quotient.
+    Rem = 9,
 }
 
 /// Where an operand comes from.
@@ -312,7 +410,7 @@ pub enum Source {
     /// A tensor.
     #[prost(uint32, tag = "1")]
     Tensor(u32),
-    /// An `f32` section.
+    /// An `f32` section, or an `i32` one where integers are accepted.
     #[prost(uint32, tag = "2")]
     Section(u32),
 }
@@ -334,18 +432,21 @@ pub struct Operand {
 /// `out = f(a, b)` over the shape of `out`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Binary {
-    /// First operand, `f32`.
+    /// First operand, `f32` or `i32`.
     #[prost(message, required, tag = "1")]
     pub a: Operand,
-    /// Second operand, `f32`.
+    /// Second operand, of the same type.
     #[prost(message, required, tag = "2")]
     pub b: Operand,
-    /// `f32`.
+    /// Of the same type.
     #[prost(uint32, tag = "3")]
     pub out: u32,
     /// The function.
     #[prost(enumeration = "BinaryKind", tag = "4")]
     pub f: i32,
+    /// Of integers.
+    #[prost(message, optional, tag = "5")]
+    pub range: Option<IntRange>,
 }
 
 /// `out[out_offset + i . out_strides] = x[offset + i . strides]` for every
@@ -383,15 +484,18 @@ pub enum ReduceKind {
     Min = 3,
     /// The largest one.
     Max = 4,
+    /// Product in index order.
+    Prod = 5,
 }
 
-/// Reduces the indices `inner` for every index `outer`.
+/// Reduces the indices `inner` for every index `outer`: `f32` and `i32` to
+/// themselves, codes of 8 bits to their extremes, or with `Sum` to `i32`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Reduce {
-    /// `f32` tensor; `strides` are those of the outer axes.
+    /// A tensor; `strides` are those of the outer axes.
     #[prost(message, required, tag = "1")]
     pub x: Operand,
-    /// `f32`, dense over `outer`.
+    /// In the shape `outer`.
     #[prost(uint32, tag = "2")]
     pub out: u32,
     /// The function.
@@ -406,6 +510,12 @@ pub struct Reduce {
     /// Strides of the axes that disappear.
     #[prost(sint64, repeated, tag = "6")]
     pub inner_strides: Vec<i64>,
+    /// Subtracted from every code of a sum.
+    #[prost(sint32, tag = "7")]
+    pub zero_point: i32,
+    /// Of integers.
+    #[prost(message, optional, tag = "8")]
+    pub range: Option<IntRange>,
 }
 
 /// `out[batch, m, n] = sum_k a[batch, m, k] * b[batch, k, n]` in `f32`,

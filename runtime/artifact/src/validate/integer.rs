@@ -113,7 +113,7 @@ impl EntryCheck<'_> {
     }
 
     /// A tensor of bytes that holds the codes `lo..=hi`.
-    fn byte_codes(&self, step: &Step, out: u32, lo: i32, hi: i32) -> Check {
+    pub(super) fn byte_codes(&self, step: &Step, out: u32, lo: i32, hi: i32) -> Check {
         let out = self.tensor(step, out)?;
         let stored = |code: i32| i64::from(code) - i64::from(out.code_offset);
         if out.storage != Storage::I8 || lo > hi || stored(lo) < -128 || stored(hi) > 127 {
@@ -123,7 +123,7 @@ impl EntryCheck<'_> {
     }
 
     /// A section with one element or one a channel.
-    fn vector(
+    pub(super) fn vector(
         &self,
         step: &Step,
         section: u32,

@@ -11,8 +11,11 @@
 
 mod float;
 mod integer;
+mod rows;
+mod select;
 mod strided;
 mod tensor;
+mod window;
 
 use std::collections::BTreeSet;
 
@@ -210,6 +213,18 @@ impl<'a> EntryCheck<'a> {
             Some(step::Op::Copy(op)) => self.copy(step, op),
             Some(step::Op::Reduce(op)) => self.reduce(step, op),
             Some(step::Op::MatMul(op)) => self.mat_mul(step, op),
+            Some(step::Op::Unfold(op)) => self.unfold(step, op),
+            Some(step::Op::Softmax(op)) => self.softmax(step, op),
+            Some(step::Op::Normalize(op)) => self.normalize(step, op),
+            Some(step::Op::Attention(op)) => self.attention(step, op),
+            Some(step::Op::Compare(op)) => self.compare(step, op),
+            Some(step::Op::Where(op)) => self.choose(step, op),
+            Some(step::Op::Gather(op)) => self.gather(step, op),
+            Some(step::Op::Scatter(op)) => self.scatter(step, op),
+            Some(step::Op::Order(op)) => self.order(step, op),
+            Some(step::Op::Scan(op)) => self.scan(step, op),
+            Some(step::Op::Cast(op)) => self.cast(step, op),
+            Some(step::Op::QAdd(op)) => self.q_add(step, op),
             Some(step::Op::Repeat(_)) | None => Err(step_error(step, "has no operation that this reader knows")),
         }
     }
@@ -293,9 +308,13 @@ impl<'a> EntryCheck<'a> {
                     };
                     (*out, largest)
                 }
+                Some(step::Op::QAdd(op)) => (op.out, self.largest_code(op.out, op.lo, op.hi)),
                 // A copy moves what its source holds; the widest is always right.
-                Some(step::Op::Copy(op)) => (op.out, u32::from(u16::MAX)),
-                _ => continue,
+                Some(_) => match step.operands().write {
+                    Some(out) => (out, u32::from(u16::MAX)),
+                    None => continue,
+                },
+                None => continue,
             };
             if let Some(known) = self.largest.get_mut(out as usize) {
                 *known = (*known).max(largest);

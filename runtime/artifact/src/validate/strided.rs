@@ -12,28 +12,22 @@ impl EntryCheck<'_> {
             return Err(step_error(step, "has an unknown function"));
         }
         let out = self.tensor(step, op.out)?;
-        self.dense(step, op.out, Storage::F32, Some(out.elements))?;
-        let shape = self.manifest.tensors.get(op.out as usize).map_or(&[][..], |tensor| &tensor.shape);
+        self.dense(step, op.out, out.storage, Some(out.elements))?;
         for operand in [&op.a, &op.b] {
-            let len = self.float_operand(step, operand)?;
-            in_range(step, operand.offset, shape, &operand.strides, 0, len)?;
+            if self.number_operand(step, operand, op.out)? != out.storage {
+                return Err(step_error(step, "computes with numbers of two types"));
+            }
         }
         Ok(())
     }
 
     pub(super) fn copy(&self, step: &Step, op: &step::Copy) -> Check {
         let out = self.tensor(step, op.out)?;
-        let len = match op.x.source {
-            Some(step::Source::Tensor(x)) => {
-                let x = self.tensor(step, x)?;
-                if (x.storage, x.code_offset) != (out.storage, out.code_offset) {
-                    return Err(step_error(step, format!("copies {:?} to {:?}", x.storage, out.storage)));
-                }
-                x.stored()
-            }
-            Some(step::Source::Section(_)) if out.storage == Storage::F32 => self.float_operand(step, &op.x)?,
-            Some(step::Source::Section(_)) | None => return Err(step_error(step, "has no source of its type")),
-        };
+        let x = self.operand(step, &op.x)?;
+        if (x.storage, x.code_offset) != (out.storage, out.code_offset) {
+            return Err(step_error(step, format!("copies {:?} to {:?}", x.storage, out.storage)));
+        }
+        let len = x.len;
         // More turns than places would write a place twice; also a bound of the work.
         let elements = product(&op.shape).filter(|&n| n <= out.stored() as u64);
         if elements.is_none() {
@@ -48,8 +42,27 @@ impl EntryCheck<'_> {
             return Err(step_error(step, "has an unknown function"));
         }
         let outer = product(&op.outer).and_then(|n| usize::try_from(n).ok());
-        self.dense(step, op.out, Storage::F32, outer)?;
-        let len = self.float_operand(step, &op.x)?;
+        let (x, out) = (self.operand(step, &op.x)?, self.tensor(step, op.out)?);
+        let kind = step::ReduceKind::try_from(op.f).unwrap_or(step::ReduceKind::Unspecified);
+        let extreme = matches!(kind, step::ReduceKind::Min | step::ReduceKind::Max);
+        let fits = match (x.storage, out.storage) {
+            (Storage::F32, Storage::F32) => true,
+            (Storage::I32, Storage::I32) => kind != step::ReduceKind::Mean,
+            (Storage::I8, Storage::I8) => extreme && x.code_offset == out.code_offset,
+            (Storage::I8, Storage::I32) => kind == step::ReduceKind::Sum,
+            _ => false,
+        };
+        if !fits || Some(out.elements) != outer {
+            return Err(step_error(step, format!("cannot reduce {:?} to {:?}", x.storage, out.storage)));
+        }
+        if (x.storage, out.storage) == (Storage::I8, Storage::I32) {
+            // Every code less its zero is below 2^17, and a sum must not wrap.
+            let most = product(&op.inner).and_then(|n| n.checked_mul(256 + u64::from(op.zero_point.unsigned_abs())));
+            if most.is_none_or(|most| most >= 1 << 31) {
+                return Err(step_error(step, "has sums that can leave 32 bits"));
+            }
+        }
+        let len = x.len;
         let inner = product(&op.inner).filter(|&n| 1 <= n && n <= len as u64);
         if inner.is_none() {
             return Err(step_error(step, "reduces no elements, or more than there are"));
@@ -77,33 +90,57 @@ impl EntryCheck<'_> {
 
     /// Number of elements behind an `f32` operand.
     fn float_operand(&self, step: &Step, operand: &step::Operand) -> Result<usize, ArtifactError> {
+        let found = self.operand(step, operand)?;
+        if found.storage == Storage::F32 {
+            Ok(found.len)
+        } else {
+            Err(step_error(step, "has an operand that is not f32"))
+        }
+    }
+
+    /// What stands behind an operand.
+    pub(super) fn operand(&self, step: &Step, operand: &step::Operand) -> Result<Operand, ArtifactError> {
         match operand.source {
             Some(step::Source::Tensor(tensor)) => {
                 let tensor = self.tensor(step, tensor)?;
-                if tensor.storage == Storage::F32 {
-                    return Ok(tensor.elements);
-                }
+                return Ok(Operand { storage: tensor.storage, len: tensor.stored(), code_offset: tensor.code_offset });
             }
-            Some(step::Source::Section(section)) => {
-                let section = self.manifest.sections.get(section as usize);
-                if let Some(section) = section.filter(|section| section.layout() == Layout::F32) {
-                    return Ok(usize::try_from(section.len).unwrap_or(usize::MAX) / 4);
+            Some(step::Source::Section(index)) => {
+                let section = self.manifest.sections.get(index as usize);
+                let storage = match section.map(|section| section.layout()) {
+                    Some(Layout::F32) => Some(Storage::F32),
+                    Some(Layout::I32) => Some(Storage::I32),
+                    Some(_) | None => None,
+                };
+                if let (Some(storage), Some(section)) = (storage, section) {
+                    let len = usize::try_from(section.len).unwrap_or(usize::MAX) / 4;
+                    return Ok(Operand { storage, len, code_offset: 0 });
                 }
             }
             None => {}
         }
-        Err(step_error(step, "has an operand that is not f32"))
+        Err(step_error(step, "has an operand without numbers"))
     }
 }
 
+/// What stands behind an operand.
+pub(super) struct Operand {
+    /// How an element is stored.
+    pub(super) storage: Storage,
+    /// Elements that strides may range over, padding included.
+    pub(super) len: usize,
+    /// Code minus stored byte.
+    pub(super) code_offset: i32,
+}
+
 /// Product of extents, none if it is beyond 64 bits or an extent is 0.
-fn product(extents: &[u64]) -> Option<u64> {
+pub(super) fn product(extents: &[u64]) -> Option<u64> {
     extents.iter().try_fold(1u64, |product, &extent| product.checked_mul(extent).filter(|&p| p > 0))
 }
 
 /// Checks that `offset + i . strides + 0..=extra` lies in `0..len` for every
 /// index `i` of `shape`.
-fn in_range(step: &Step, offset: u64, shape: &[u64], strides: &[i64], extra: u64, len: usize) -> Check {
+pub(super) fn in_range(step: &Step, offset: u64, shape: &[u64], strides: &[i64], extra: u64, len: usize) -> Check {
     if shape.len() != strides.len() || shape.len() > 16 {
         return Err(step_error(step, "has strides that do not match its axes"));
     }

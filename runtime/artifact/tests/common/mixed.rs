@@ -31,7 +31,8 @@ pub fn file() -> Vec<u8> {
     let copy = step::Copy { x: tensor(x, &[1, 6]), out: turned, shape, out_strides: vec![2, 1], out_offset: 0 };
     b.step("turn", Place::Device, Op::Copy(copy));
     let add = BinaryKind::Add as i32;
-    let binary = step::Binary { a: tensor(turned, &[2, 1]), b: tensor(constant, &[0, 1]), out: sum, f: add };
+    let binary =
+        step::Binary { a: tensor(turned, &[2, 1]), b: tensor(constant, &[0, 1]), out: sum, f: add, range: None };
     b.step("add", Place::Device, Op::Binary(binary));
     let (a, c) = (tensor(x, &[0]), tensor(sum, &[0]));
     let mat_mul = step::MatMul { a, b: c, out: product, batch: vec![2], m: 2, n: 2, k: 6 };
@@ -43,6 +44,8 @@ pub fn file() -> Vec<u8> {
         outer: vec![2, 2],
         inner: vec![2],
         inner_strides: vec![2],
+        zero_point: 0,
+        range: None,
     };
     b.step("least", Place::Device, Op::Reduce(reduce));
     let steps = std::mem::take(&mut b.steps);
