@@ -194,8 +194,8 @@ fn topological_order(
     let mut missing = vec![0usize; graph.node.len()];
     let mut readers: Vec<Vec<usize>> = vec![Vec::new(); graph.node.len()];
     for (i, node) in graph.node.iter().enumerate() {
-        for name in &node.input {
-            if let Some(&Definition::Node(from)) = definitions.get(name.as_str()) {
+        for name in node.input.iter().map(String::as_str).chain(captures(node)) {
+            if let Some(&Definition::Node(from)) = definitions.get(name) {
                 missing[i] += 1;
                 readers[from].push(i);
             }
@@ -216,6 +216,24 @@ fn topological_order(
         findings.problem(format!("node `{}`", shown(&label(i, node))), "it is on a cycle, or reads one that is");
     }
     order
+}
+
+/// Names that the graphs inside of a node read; some of them are their own.
+pub(super) fn captures(node: &NodeProto) -> Vec<&str> {
+    fn inside(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+        node.attribute.iter().flat_map(|attribute| attribute.g.as_deref().into_iter().chain(&attribute.graphs))
+    }
+    let mut pending: Vec<&GraphProto> = inside(node).collect();
+    let mut names = Vec::new();
+    while let Some(graph) = pending.pop() {
+        names.extend(graph.output.iter().map(|info| info.name.as_str()));
+        for node in &graph.node {
+            names.extend(node.input.iter().map(String::as_str));
+            pending.extend(inside(node));
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    names
 }
 
 fn select_outputs<'m>(
@@ -253,7 +271,9 @@ fn reachable<'m>(
         if let Some(&Definition::Node(i)) = definitions.get(name)
             && nodes.insert(i)
         {
-            pending.extend(graph.node[i].input.iter().map(String::as_str).filter(|name| !name.is_empty()));
+            let node = &graph.node[i];
+            pending.extend(node.input.iter().map(String::as_str).filter(|name| !name.is_empty()));
+            pending.extend(captures(node).into_iter().filter(|name| definitions.contains_key(name)));
         }
     }
     (tensors, nodes)

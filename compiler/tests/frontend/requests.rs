@@ -86,19 +86,19 @@ fn other_names_must_be_bound() {
 #[test]
 fn everything_that_is_not_supported_is_said_at_once() {
     let mut tiny = Tiny::new(8, &[1, 2])
-        .node("LSTM", "x", "a", vec![])
-        .node("Conv", "x", "b", vec![])
+        .node("Loop", "x", "a", vec![])
+        .node("Bernoulli", "x", "b", vec![])
         .node("QuantizeLinear", "b", "c", vec![])
         .node("Add", "a c", "d", vec![])
         .node("Fancy", "d", "y", vec![]);
     tiny.graph().node[4].domain = "com.example".to_owned();
-    tiny.graph().node[1].name = "/encoder/Conv".to_owned();
+    tiny.graph().node[1].name = "/encoder/Noise".to_owned();
     let error = tiny.import().unwrap_err();
     insta::assert_snapshot!(error, @r"
     the model needs what is not supported
       opset `ai.onnx`: version 8 is not supported; export with an opset from 9 to 25
-      LSTM `LSTM_0`: recurrent layers are not supported yet; use a feed-forward policy, for example with stacked observations
-      Conv `/encoder/Conv`: convolutional networks are not supported yet; compile the part of the policy behind the image encoder
+      Loop `Loop_0`: control flow is not supported; export by tracing with fixed conditions, or unroll the loop
+      Bernoulli `/encoder/Noise`: random numbers are not supported; name a deterministic output with --output, the random branch then disappears
       QuantizeLinear `QuantizeLinear_2`: already-quantized models are not supported yet; pass the float model
       Fancy `Fancy_4`: operators of the domain `com.example` are not supported; export with standard ONNX operators only
     ");

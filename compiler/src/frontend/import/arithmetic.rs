@@ -1,5 +1,5 @@
 //! Functions of two and more tensors, with NumPy broadcasting. Arithmetic on
-//! integers is that of shapes: it is done here, or not at all.
+//! integers is exact: a result that does not fit is an error, not a wrap.
 
 use qail_ir::{Binary, BinaryFn, Cast, Constant, DType, Op, TensorType, UnaryFn};
 
@@ -33,6 +33,14 @@ pub(super) fn pow(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     let (base, exponent) = (cx.operand(0)?, cx.operand(1)?);
     if cx.ty(base).elem == cx.ty(exponent).elem {
         return binary(cx, BinaryFn::Pow);
+    }
+    if is_integer(cx.ty(base)) {
+        // The result has the type of the base.
+        let to = cx.ty(base).dtype().unwrap_or(DType::F32);
+        let wide = if is_integer(cx.ty(exponent)) { DType::I64 } else { DType::F32 };
+        let (a, b) = (cx.cast_to(base, wide)?, cx.cast_to(exponent, wide)?);
+        let power = cx.zip(BinaryFn::Pow, a, b)?;
+        return Ok(vec![cx.cast_to(power, to)?]);
     }
     let a = cx.float(0)?;
     let mut b = cx.operand(1)?;
@@ -71,7 +79,27 @@ fn apply(cx: &mut NodeCx<'_>, name: String, f: BinaryFn, a: Tensor, b: Tensor) -
             Tensor::Computed(_) => Err(OpError::invalid("its result does not fit the type of its operands")),
         };
     }
-    cx.expect_float(a)?;
-    cx.expect_float(b)?;
+    let number = |x: Tensor| cx.ty(x).dtype().is_some_and(|dtype| dtype != DType::Bool);
+    if !number(a) || !number(b) {
+        return Err(OpError::unsupported("arithmetic on truth values is not supported", "cast them to numbers"));
+    }
     cx.builder.emit(name, Op::Binary(Binary { f }), &[a, b], &cx.origin)
+}
+
+/// The mean of all operands.
+pub(super) fn mean(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
+    let n = cx.operands.len();
+    let sum = match variadic(cx, BinaryFn::Add)?[..] {
+        [sum] => sum,
+        _ => return Err(OpError::invalid("it has no operands")),
+    };
+    cx.expect_float(sum)?;
+    let n = cx.scalar(n as f32);
+    Ok(vec![cx.zip(BinaryFn::Div, sum, n)?])
+}
+
+/// The remainder: of the floored quotient, or with `fmod` of the truncated one.
+pub(super) fn modulo(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
+    let truncated = cx.int("fmod")?.unwrap_or(0) != 0;
+    binary(cx, if truncated { BinaryFn::Rem } else { BinaryFn::Mod })
 }

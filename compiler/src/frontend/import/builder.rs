@@ -95,6 +95,27 @@ impl Builder {
         }
     }
 
+    /// Gives a tensor of this origin another name, if the one that it has begins with `made`.
+    pub(super) fn rename(&mut self, tensor: Tensor, made: &str, origin: &Origin, name: String) {
+        match tensor {
+            Tensor::Computed(value) => {
+                let node = self.graph.node(value.node);
+                if node.origin == *origin && node.name.starts_with(made) && !matches!(node.op, Op::Input(_)) {
+                    self.graph.rename(value.node, name);
+                }
+            }
+            Tensor::Known(id) => {
+                if let Some(known) = self.known.get_mut(id.0)
+                    && known.origin == *origin
+                    && known.placed.is_none()
+                    && known.name.starts_with(made)
+                {
+                    known.name = name;
+                }
+            }
+        }
+    }
+
     /// Sets memory aside for a constant that is made here and not in the file.
     pub(super) fn reserve(&mut self, ty: &TensorType) -> Result<(), OpError> {
         if self.budget.take_bytes(ty) {
@@ -135,7 +156,7 @@ impl Builder {
                 }
             }
             (_, Some(constants)) => {
-                let affordable = self.budget.take_work(work) && self.budget.take_bytes(&ty);
+                let affordable = self.budget.take_work(work) && self.budget.take_bytes(&ty) && fold::is_small(&op, &ty);
                 if let Some(constant) = if affordable { fold::evaluate(&op, &constants) } else { None } {
                     return Ok(self.known(name, constant, origin.clone()));
                 }

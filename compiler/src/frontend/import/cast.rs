@@ -1,4 +1,4 @@
-//! Cast. Computed tensors are cast to `f32` only: the run time computes in it.
+//! Cast, also to the type of another tensor.
 
 use qail_ir::{Cast, Constant, DType, Op, TensorType};
 
@@ -21,6 +21,19 @@ pub(super) fn cast(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     if converted {
         cx.findings.note(format!("values of type {} are computed in f32", data_type::name(asked)));
     }
+    to_type(cx, x, to)
+}
+
+/// To the element type of the second operand.
+pub(super) fn cast_like(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
+    let (x, like) = (cx.operand(0)?, cx.operand(1)?);
+    cx.ignore("saturate");
+    cx.ignore("round_mode");
+    let to = cx.ty(like).dtype().ok_or_else(|| OpError::invalid("its second operand has no plain type"))?;
+    to_type(cx, x, to)
+}
+
+fn to_type(cx: &mut NodeCx<'_>, x: Tensor, to: DType) -> Result<Vec<Tensor>, OpError> {
     let ty = cx.ty(x).clone();
     if ty.dtype() == Some(to) {
         return Ok(vec![x]);
@@ -29,9 +42,6 @@ pub(super) fn cast(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
         let ty = TensorType::plain(to, ty.shape);
         cx.builder.reserve(&ty)?;
         return Ok(vec![cx.known(converted_constant(&constant, to, ty)?)]);
-    }
-    if to != DType::F32 {
-        return Err(refuse());
     }
     Ok(vec![cx.emit(Op::Cast(Cast { to }), &[x])?])
 }

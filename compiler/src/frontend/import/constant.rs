@@ -92,3 +92,86 @@ pub(super) fn size(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     let n = cx.ty(x).n_elements() as i64;
     Ok(vec![cx.known(Constant::ints(TensorType::plain(DType::I64, []), &[n]))])
 }
+
+/// Most elements of a range.
+const MAX_RANGE: f64 = (1u64 << 24) as f64;
+
+/// Numbers from a start to before a limit.
+pub(super) fn range(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
+    let mut bounds = Vec::with_capacity(3);
+    let first = cx.operand(0)?;
+    for index in 0..3 {
+        let tensor = cx.operand(index)?;
+        let Some(constant) = cx.constant(tensor) else {
+            let remedy = "export with fixed shapes, or simplify the model first, for example with `onnxsim`";
+            return Err(OpError::unsupported("its bounds are computed at run time", remedy));
+        };
+        match constant.all()?[..] {
+            [x] if x.is_finite() && constant.ty.elem == cx.ty(first).elem => bounds.push(x),
+            _ => return Err(OpError::invalid(format!("a bound is {}", constant.ty))),
+        }
+    }
+    let &[start, limit, step] = &bounds[..] else { return Err(OpError::invalid("it has too few bounds")) };
+    let n = ((limit - start) / step).ceil().max(0.0);
+    if !(n <= MAX_RANGE) {
+        return Err(OpError::invalid(format!("a range from {start} to {limit} in steps of {step}")));
+    }
+    let ty = TensorType { elem: cx.ty(first).elem, shape: vec![n as usize] };
+    if !builder::is_empty_list(&ty) {
+        builder::check_size(&ty)?;
+    }
+    cx.builder.reserve(&ty)?;
+    let constant = if builder::is_integer(&ty) {
+        let elements: Vec<i64> =
+            (0..n as i64).map(|i| (start as i64).saturating_add(i.saturating_mul(step as i64))).collect();
+        Constant::ints(ty, &elements)
+    } else {
+        let elements: Vec<f32> = (0..n as i64).map(|i| (start + i as f64 * step) as f32).collect();
+        Constant::f32(ty.shape, &elements)
+    };
+    Ok(vec![cx.known(constant)])
+}
+
+/// Ones on a diagonal, in the shape of the operand.
+pub(super) fn eye_like(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
+    let x = cx.operand(0)?;
+    let diagonal = cx.int("k")?.unwrap_or(0);
+    let dtype = match cx.int("dtype")? {
+        Some(asked) => {
+            let asked = i32::try_from(asked).unwrap_or(0);
+            let found = tensor::dtype(asked).map(|(dtype, _)| dtype);
+            found.ok_or_else(|| {
+                OpError::unsupported(format!("{} is not supported", data_type::name(asked)), "use f32")
+            })?
+        }
+        None => cx.ty(x).dtype().unwrap_or(DType::F32),
+    };
+    let &[rows, columns] = &cx.shape(x)[..] else {
+        return Err(OpError::invalid(format!("it takes a matrix, found {}", cx.ty(x))));
+    };
+    let ty = TensorType::plain(dtype, [rows, columns]);
+    builder::check_size(&ty)?;
+    cx.builder.reserve(&ty)?;
+    let on = |i: usize| i64::from((i % columns) as i64 - (i / columns) as i64 == diagonal);
+    let elements: Vec<i64> = (0..rows * columns).map(on).collect();
+    Ok(vec![cx.known(Constant::ints(ty, &elements))])
+}
+
+/// Weights of a window over a signal: `a - b * cos(x) + c * cos(2 * x)`.
+pub(super) fn signal_window(cx: &mut NodeCx<'_>, [a, b, c]: [f64; 3]) -> Result<Vec<Tensor>, OpError> {
+    let n = match cx.ints(0, "size")?.as_deref() {
+        Some(&[n]) => usize::try_from(n).unwrap_or(0),
+        found => return Err(OpError::invalid(format!("its size is {found:?}"))),
+    };
+    let periodic = cx.int("periodic")?.unwrap_or(1) != 0;
+    if cx.int("output_datatype")?.is_some_and(|ty| ty != i64::from(data_type::FLOAT)) {
+        return Err(OpError::unsupported("windows of other types are not supported", "use f32"));
+    }
+    let divisor = if periodic { n as f64 } else { n.saturating_sub(1) as f64 };
+    let one = |i: usize| {
+        let x = 2.0 * std::f64::consts::PI * i as f64 / divisor;
+        (a - b * x.cos() + c * (2.0 * x).cos()) as f32
+    };
+    let window = cx.numbers(&[n], one)?;
+    Ok(vec![window])
+}

@@ -157,6 +157,15 @@ impl<'a> NodeCx<'a> {
         self.builder.known(name, constant, self.origin.clone())
     }
 
+    /// The results, with the names of the node's results where this node made them.
+    pub(super) fn finish(&mut self, results: Vec<Tensor>) -> Vec<Tensor> {
+        let made = format!("{}.", self.result(0));
+        for (slot, &tensor) in results.iter().enumerate() {
+            self.builder.rename(tensor, &made, &self.origin, self.result(slot));
+        }
+        results
+    }
+
     /// An attribute that is an integer.
     pub(super) fn int(&self, name: &'static str) -> Result<Option<i64>, OpError> {
         self.attribute(name, attribute_type::INT, |attribute| attribute.i.or(Some(0)))
@@ -165,6 +174,20 @@ impl<'a> NodeCx<'a> {
     /// An attribute that is a number.
     pub(super) fn number(&self, name: &'static str) -> Result<Option<f32>, OpError> {
         self.attribute(name, attribute_type::FLOAT, |attribute| attribute.f.or(Some(0.0)))
+    }
+
+    /// An attribute that is text; bytes that are not text are replaced.
+    pub(super) fn text(&self, name: &'static str) -> Result<Option<String>, OpError> {
+        self.attribute(name, attribute_type::STRING, |attribute| {
+            attribute.s.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        })
+    }
+
+    /// An attribute that is a list of texts.
+    pub(super) fn text_list(&self, name: &'static str) -> Result<Option<Vec<String>>, OpError> {
+        self.attribute(name, attribute_type::STRINGS, |attribute| {
+            Some(attribute.strings.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect())
+        })
     }
 
     /// An attribute that is a list of integers.

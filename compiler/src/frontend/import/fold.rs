@@ -15,6 +15,9 @@ use crate::frontend::tract;
 /// Multiply-adds that folding may take in one model.
 const MAX_WORK: usize = 1 << 26;
 
+/// Most elements that windows over a constant are folded to.
+const MAX_SHOWN: usize = 1 << 20;
+
 /// What folding may still take.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -41,6 +44,11 @@ impl Budget {
     }
 }
 
+/// False for windows and lookups that show a constant more often than it is worth.
+pub(super) fn is_small(op: &Op, ty: &TensorType) -> bool {
+    !matches!(op, Op::Unfold(_) | Op::Gather(_) | Op::Attention(_)) || ty.n_elements() <= MAX_SHOWN
+}
+
 /// Multiply-adds, or elements read, of an operation on operands of these types.
 pub(super) fn work(op: &Op, operands: &[&TensorType]) -> usize {
     let read = operands.iter().fold(0usize, |n, ty| n.saturating_add(ty.n_elements()));
@@ -48,6 +56,10 @@ pub(super) fn work(op: &Op, operands: &[&TensorType]) -> usize {
         (Op::MatMul(_) | Op::Linear(_), [a, b, ..]) => {
             let columns = b.shape.last().copied().unwrap_or(1);
             a.n_elements().saturating_mul(columns).saturating_mul(batch(b)).max(read)
+        }
+        (Op::Attention(_), [q, k, ..]) => {
+            let keys = k.shape.get(2).copied().unwrap_or(1);
+            q.n_elements().saturating_mul(keys).max(read)
         }
         _ => read,
     }

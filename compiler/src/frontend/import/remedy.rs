@@ -9,6 +9,9 @@ pub(super) fn unknown_operator(node: &NodeProto) -> (String, String) {
             let reason = format!("operators of the domain `{}` are not supported", shown(&node.domain));
             return (reason, "export with standard ONNX operators only".to_owned());
         }
+        "If" | "Loop" | "Scan" => {
+            ("control flow is not supported", "export by tracing with fixed conditions, or unroll the loop")
+        }
         _ if node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty()) => {
             ("control flow is not supported", "export by tracing with fixed conditions, or unroll the loop")
         }
@@ -23,20 +26,6 @@ pub(super) fn unknown_operator(node: &NodeProto) -> (String, String) {
             "random numbers are not supported",
             "name a deterministic output with --output, the random branch then disappears",
         ),
-        "LSTM" | "GRU" | "RNN" => (
-            "recurrent layers are not supported yet",
-            "use a feed-forward policy, for example with stacked observations",
-        ),
-        "Conv" | "ConvTranspose" | "MaxPool" | "AveragePool" | "GlobalAveragePool" | "BatchNormalization" => {
-            ("convolutional networks are not supported yet", "compile the part of the policy behind the image encoder")
-        }
-        "Softmax" | "LogSoftmax" | "ArgMax" | "TopK" | "Hardmax" => (
-            "the operator is not supported yet",
-            "name the logits as output with --output and apply it in the control loop",
-        ),
-        "Attention" | "LayerNormalization" | "RMSNormalization" | "GroupNormalization" | "InstanceNormalization" => {
-            ("transformer layers are not supported yet", "compile the fully connected part of the policy")
-        }
         _ => ("the operator is not supported", "express it with supported operators, or cut it off with --output"),
     };
     (reason.to_owned(), remedy.to_owned())
