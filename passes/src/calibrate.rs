@@ -30,7 +30,7 @@ use crate::{
     quant::{
         Candidates, ENTRY, Histogram, Quantizer, RowImportance, ValueStats, channel_steps_weighed,
         entry::{Feature, Reader, entry_steps, smallest_step},
-        flow, is_placeholder, search,
+        flow, is_placeholder, samples_within, search,
     },
     rewrite,
 };
@@ -40,7 +40,7 @@ use crate::{
 pub struct Calibrate {
     /// How the range of an activation becomes a step.
     pub observer: Observer,
-    /// Largest number of samples to run; more are skipped evenly.
+    /// Largest number of samples to run; more are skipped evenly. Large models run fewer.
     pub max_samples: usize,
 }
 
@@ -176,7 +176,7 @@ impl Calibrate {
             readers.entry(value_in_floats(quantizer.x).node).or_default().push(quantizer);
         }
         let interpreter = Interpreter::new(&floats).map_err(|error| PassError::Interp(Box::new(error)))?;
-        let n_used = n_samples.min(self.max_samples.max(1));
+        let n_used = n_samples.min(samples_within(graph, self.max_samples));
         for used in 0..n_used {
             // Even steps through all samples, the first one included.
             let index = used * n_samples / n_used;

@@ -253,7 +253,8 @@ impl Insertion {
         }
         let (root, movements) = flow::through_movements(graph, layer.x);
         let has_windows = movements.iter().any(|&id| matches!(graph.node(id).op, Op::Unfold(_)));
-        let (value, movements, kind) = match (edge.first, has_windows) {
+        let is_image = has_windows || flow::is_of_bytes(graph, root);
+        let (value, movements, kind) = match (edge.first, is_image) {
             (true, false) => (layer.x, vec![], Kind::Features),
             (true, true) => (root, movements, Kind::Whole),
             (false, false) => (layer.x, vec![], Kind::Island),

@@ -11,7 +11,7 @@ use qail_ir::{BinaryFn, Graph, UnaryFn, ValueId};
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
-    pattern::{self, Product, close},
+    pattern::{self, Gate, Product, close},
     rewrite,
 };
 
@@ -32,8 +32,8 @@ impl Pass for LiftGelu {
         Exactness::Rounding
     }
 
-    fn run(&self, graph: &mut Graph, _cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
-        let replaced = pattern::lift_gates(graph, gelu)?;
+    fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
+        let replaced = pattern::lift_gates(graph, cx, gelu)?;
         let changed = Changed::when(!replaced.is_empty());
         rewrite::sweep(graph, replaced);
         Ok(changed)
@@ -41,31 +41,32 @@ impl Pass for LiftGelu {
 }
 
 /// The function, if the value is `number * x * gate`.
-fn gelu(graph: &Graph, x: ValueId, number: f64, gate: ValueId) -> Option<UnaryFn> {
+fn gelu(graph: &Graph, x: ValueId, number: f64, gate: ValueId) -> Gate {
     if let Some(inner) = pattern::unary(graph, gate, UnaryFn::Sigmoid) {
-        let alpha = Product::of(graph, inner).times(x)?;
+        let Some(alpha) = Product::of(graph, inner).times(x) else { return Ok(None) };
         return match (close(number, 1.0), close(alpha, 1.0)) {
-            (true, true) => Some(UnaryFn::Silu),
-            (true, false) => Some(UnaryFn::Swish { alpha: alpha as f32 }),
-            (false, _) => None,
+            (true, true) => Ok(Some(UnaryFn::Silu)),
+            (true, false) => Ok(Some(UnaryFn::Swish { alpha: alpha as f32 })),
+            (false, _) => Err("a swish is multiplied with a number"),
         };
     }
-    let (function, one) = pattern::with_number(graph, gate, BinaryFn::Add)?;
-    if !close(one, 1.0) || !close(number, 0.5) {
-        return None;
-    }
+    let Some((function, one)) = pattern::with_number(graph, gate, BinaryFn::Add) else { return Ok(None) };
+    let halves = close(one, 1.0) && close(number, 0.5);
     if let Some(inner) = pattern::unary(graph, function, UnaryFn::Erf) {
-        let scale = Product::of(graph, inner).times(x)?;
-        return close(scale, std::f64::consts::FRAC_1_SQRT_2).then_some(UnaryFn::Gelu);
+        let scale = Product::of(graph, inner).times(x);
+        let Some(scale) = scale else { return Ok(None) };
+        let fits = halves && close(scale, std::f64::consts::FRAC_1_SQRT_2);
+        return if fits { Ok(Some(UnaryFn::Gelu)) } else { Err("its numbers are not those of gelu") };
     }
-    let inner = Product::of(graph, pattern::unary(graph, function, UnaryFn::Tanh)?);
-    let &[sum] = &inner.factors[..] else { return None };
-    let [a, b] = pattern::binary(graph, sum, BinaryFn::Add)?;
-    let cube = if a == x { b } else { a };
-    let cube = Product::of(graph, cube);
-    let is_gelu = (a == x || b == x)
-        && cube.factors == [x, x, x]
-        && close(cube.number, 0.044715)
-        && close(inner.number, (2.0 / std::f64::consts::PI).sqrt());
-    is_gelu.then_some(UnaryFn::GeluTanh)
+    let Some(inner) = pattern::unary(graph, function, UnaryFn::Tanh) else { return Ok(None) };
+    let inner = Product::of(graph, inner);
+    let &[sum] = &inner.factors[..] else { return Ok(None) };
+    let Some([a, b]) = pattern::binary(graph, sum, BinaryFn::Add) else { return Ok(None) };
+    let cube = Product::of(graph, if a == x { b } else { a });
+    if !(a == x || b == x) || cube.factors != [x, x, x] {
+        return Ok(None);
+    }
+    let scale = (2.0 / std::f64::consts::PI).sqrt();
+    let fits = halves && close(cube.number, 0.044715) && close(inner.number, scale);
+    if fits { Ok(Some(UnaryFn::GeluTanh)) } else { Err("its numbers are not those of gelu") }
 }

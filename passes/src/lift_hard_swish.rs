@@ -4,7 +4,7 @@ use qail_ir::{BinaryFn, Graph, Op, Unary, UnaryFn, ValueId};
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
-    pattern::{self, close},
+    pattern::{self, Gate, close},
     rewrite,
 };
 
@@ -25,8 +25,8 @@ impl Pass for LiftHardSwish {
         Exactness::Rounding
     }
 
-    fn run(&self, graph: &mut Graph, _cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
-        let replaced = pattern::lift_gates(graph, hard_swish)?;
+    fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
+        let replaced = pattern::lift_gates(graph, cx, hard_swish)?;
         let changed = Changed::when(!replaced.is_empty());
         rewrite::sweep(graph, replaced);
         Ok(changed)
@@ -34,19 +34,21 @@ impl Pass for LiftHardSwish {
 }
 
 /// The function, if the value is `number * x * gate`.
-fn hard_swish(graph: &Graph, x: ValueId, number: f64, gate: ValueId) -> Option<UnaryFn> {
-    let Op::Unary(Unary { f }) = *graph.op(gate) else { return None };
-    let inner = *graph.operands(gate.node).first()?;
-    let fits = match f {
-        UnaryFn::HardSigmoid { alpha, beta } => {
-            inner == x && close(f64::from(alpha), 1.0 / 6.0) && close(f64::from(beta), 0.5) && close(number, 1.0)
-        }
-        UnaryFn::Clip { min, max } => {
-            let shifted = pattern::with_number(graph, inner, BinaryFn::Add);
-            let by_3 = shifted.is_some_and(|(operand, three)| operand == x && close(three, 3.0));
-            min == 0.0 && max == 6.0 && by_3 && close(number, 1.0 / 6.0)
-        }
-        _ => false,
+fn hard_swish(graph: &Graph, x: ValueId, number: f64, gate: ValueId) -> Gate {
+    let (Op::Unary(Unary { f }), Some(&inner)) = (graph.op(gate).clone(), graph.operands(gate.node).first()) else {
+        return Ok(None);
     };
-    fits.then_some(UnaryFn::HardSwish)
+    let fits = match f {
+        UnaryFn::HardSigmoid { alpha, beta } if inner == x => {
+            close(f64::from(alpha), 1.0 / 6.0) && close(f64::from(beta), 0.5) && close(number, 1.0)
+        }
+        UnaryFn::Clip { min, max } => match pattern::with_number(graph, inner, BinaryFn::Add) {
+            Some((operand, three)) if operand == x => {
+                min == 0.0 && max == 6.0 && close(three, 3.0) && close(number, 1.0 / 6.0)
+            }
+            _ => return Ok(None),
+        },
+        _ => return Ok(None),
+    };
+    if fits { Ok(Some(UnaryFn::HardSwish)) } else { Err("its numbers are not those of hard_swish") }
 }

@@ -7,7 +7,7 @@ use qail_ir::{BinaryFn, Graph, UnaryFn, ValueId};
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
-    pattern::{self, close},
+    pattern::{self, Gate, close},
     rewrite,
 };
 
@@ -28,8 +28,8 @@ impl Pass for LiftMish {
         Exactness::Rounding
     }
 
-    fn run(&self, graph: &mut Graph, _cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
-        let replaced = pattern::lift_gates(graph, mish)?;
+    fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
+        let replaced = pattern::lift_gates(graph, cx, mish)?;
         let changed = Changed::when(!replaced.is_empty());
         rewrite::sweep(graph, replaced);
         Ok(changed)
@@ -37,15 +37,20 @@ impl Pass for LiftMish {
 }
 
 /// The function, if the value is `number * x * gate`.
-fn mish(graph: &Graph, x: ValueId, number: f64, gate: ValueId) -> Option<UnaryFn> {
-    let inner = pattern::unary(graph, gate, UnaryFn::Tanh)?;
-    let is_softplus = match pattern::unary(graph, inner, UnaryFn::Softplus) {
-        Some(operand) => operand == x,
-        None => {
-            let sum = pattern::unary(graph, inner, UnaryFn::Log)?;
-            let (exp, one) = pattern::with_number(graph, sum, BinaryFn::Add)?;
-            close(one, 1.0) && pattern::unary(graph, exp, UnaryFn::Exp) == Some(x)
-        }
-    };
-    (is_softplus && close(number, 1.0)).then_some(UnaryFn::Mish)
+fn mish(graph: &Graph, x: ValueId, number: f64, gate: ValueId) -> Gate {
+    let Some(inner) = pattern::unary(graph, gate, UnaryFn::Tanh) else { return Ok(None) };
+    match (is_softplus(graph, inner, x), close(number, 1.0)) {
+        (true, true) => Ok(Some(UnaryFn::Mish)),
+        (true, false) => Err("a mish is multiplied with a number"),
+        (false, _) => Ok(None),
+    }
+}
+
+fn is_softplus(graph: &Graph, value: ValueId, x: ValueId) -> bool {
+    if let Some(operand) = pattern::unary(graph, value, UnaryFn::Softplus) {
+        return operand == x;
+    }
+    let sum = pattern::unary(graph, value, UnaryFn::Log);
+    let parts = sum.and_then(|sum| pattern::with_number(graph, sum, BinaryFn::Add));
+    parts.is_some_and(|(exp, one)| close(one, 1.0) && pattern::unary(graph, exp, UnaryFn::Exp) == Some(x))
 }

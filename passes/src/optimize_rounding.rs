@@ -30,7 +30,7 @@ use crate::{
     quant::{
         flow, is_placeholder,
         linalg::{Covariance, upper_of_inverse},
-        weight_code,
+        samples_within, weight_code,
     },
     rewrite,
 };
@@ -166,7 +166,7 @@ impl OptimizeRounding {
             }
         }
         let interpreter = Interpreter::new(&floats).map_err(|error| PassError::Interp(Box::new(error)))?;
-        let n_used = samples.len().min(self.max_samples.max(1));
+        let n_used = samples.len().min(samples_within(graph, self.max_samples));
         let n_rows = MAX_ROWS.div_ceil(n_used.max(1));
         for used in 0..n_used {
             let index = used * samples.len() / n_used;

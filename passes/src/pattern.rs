@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use qail_ir::{Binary, BinaryFn, Graph, NodeId, Op, Reduce, ReduceFn, Transpose, Unary, UnaryFn, ValueId};
 
-use crate::{PassError, rewrite};
+use crate::{PassContext, PassError, rewrite};
 
 /// The operand, if the value is `f` of it.
 pub(crate) fn unary(graph: &Graph, value: ValueId, f: UnaryFn) -> Option<ValueId> {
@@ -126,25 +126,42 @@ impl Product {
     }
 }
 
+/// What a gate is: a function, something else, or nearly a function, and what is wrong.
+pub(crate) type Gate = Result<Option<UnaryFn>, &'static str>;
+
 /// Gates: nodes `c * x * g(x)` become what `function` makes of `x`, the number and the other factor.
 pub(crate) fn lift_gates(
     graph: &mut Graph,
-    function: impl Fn(&Graph, ValueId, f64, ValueId) -> Option<UnaryFn>,
+    cx: &mut PassContext<'_>,
+    function: impl Fn(&Graph, ValueId, f64, ValueId) -> Gate,
 ) -> Result<Vec<NodeId>, PassError> {
     let mut replaced = Vec::new();
     // Users first: the last product of a gate has all of its factors.
     for id in graph.topo().into_iter().rev() {
-        let products = matches!(graph.node(id).op, Op::Binary(Binary { f: BinaryFn::Mul | BinaryFn::Div }));
+        let products = is_product(graph, id);
         let read = graph.is_output(id.value()) || !graph.users(id.value()).is_empty();
         if !products || !read || !graph.ty(id.value()).is_f32() {
             continue;
         }
         let product = Product::of(graph, id.value());
-        let found = product.factors.iter().find_map(|&x| {
-            let (number, other) = product.beside(x)?;
-            Some((x, function(graph, x, number, other)?))
-        });
-        let Some((x, f)) = found else { continue };
+        let mut found = None;
+        let mut reason = None;
+        for &x in &product.factors {
+            let Some((number, other)) = product.beside(x) else { continue };
+            match function(graph, x, number, other) {
+                Ok(Some(f)) => found = Some((x, f)),
+                Ok(None) => {}
+                Err(why) => reason = Some(why),
+            }
+        }
+        let Some((x, f)) = found else {
+            // A part of a longer product is not yet all of a gate.
+            let part = graph.sole_user(id.value()).is_some_and(|user| is_product(graph, user));
+            if let Some(reason) = reason.filter(|_| !part) {
+                cx.declined(graph, id, reason);
+            }
+            continue;
+        };
         if graph.ty(x) != graph.ty(id.value()) {
             continue;
         }
@@ -154,6 +171,10 @@ pub(crate) fn lift_gates(
         replaced.push(id);
     }
     Ok(replaced)
+}
+
+fn is_product(graph: &Graph, id: NodeId) -> bool {
+    matches!(graph.node(id).op, Op::Binary(Binary { f: BinaryFn::Mul | BinaryFn::Div }))
 }
 
 /// Origins of everything between two values.

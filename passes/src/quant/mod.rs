@@ -9,6 +9,7 @@ pub mod region;
 mod report;
 mod search;
 mod weights;
+mod work;
 
 pub use histogram::Histogram;
 pub use report::{CodeInfo, LoweredLayer, LoweredRequantize, LoweringReport, ValueStats};
@@ -16,6 +17,7 @@ pub(crate) use search::search;
 pub use search::{Candidates, Observer, Quantizer};
 pub(crate) use weights::{RowImportance, channel_steps_weighed};
 pub use weights::{channel_steps, group_steps, weight_code};
+pub(crate) use work::samples_within;
 
 use qail_ir::{ConstData, Constant, QuantScheme, fixed::Multiplier};
 
