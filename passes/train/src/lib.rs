@@ -25,7 +25,9 @@ mod rules;
 pub mod schedule;
 mod setup;
 pub mod trainer;
+pub mod unroll;
 
 pub use differentiate::{GradientError, Joint, differentiate};
 pub use exec::{CpuExecutor, CpuOptions, ExecError, TrainExecutor};
 pub use losses::{Distance, Head, LossError, LossSpec, LossValues, Weighting, attach};
+pub use unroll::{State, UnrollError, unroll};

@@ -164,7 +164,7 @@ fn windows(unfold: &Unfold, from: &[usize], to: &[usize]) -> Vec<usize> {
 
 /// The length of one block of `at`, if its `n` blocks read `n` blocks of `block` elements each.
 fn one_block(at: &[u32], n: usize, block: usize) -> Option<usize> {
-    if n <= 1 || at.len() % n != 0 {
+    if n <= 1 || !at.len().is_multiple_of(n) {
         return None;
     }
     let len = at.len() / n;
@@ -182,7 +182,7 @@ fn one_block(at: &[u32], n: usize, block: usize) -> Option<usize> {
 
 /// Blocks of a tensor of `n_elements` that may be those of a batch.
 fn blocks(n_elements: usize, batch: usize) -> (usize, usize) {
-    if batch > 1 && n_elements % batch == 0 { (batch, n_elements / batch) } else { (1, n_elements) }
+    if batch > 1 && n_elements.is_multiple_of(batch) { (batch, n_elements / batch) } else { (1, n_elements) }
 }
 
 impl Picks {
@@ -258,7 +258,7 @@ impl Sums {
         let ((n, own), (_, block)) = (blocks(n_out, batch), blocks(n_read, batch));
         let of_one = |at: &[u32], block: usize| one_block(at, n, block);
         let (len, n_out, block) = match (of_one(to, own), of_one(from, block)) {
-            (Some(len), Some(same)) if len == same && n_read % n == 0 => (len, own, block),
+            (Some(len), Some(same)) if len == same && n_read.is_multiple_of(n) => (len, own, block),
             _ => (to.len(), n_out, n_read),
         };
         let pairs = || to.iter().zip(from).take(len).filter(|(to, from)| **to != NONE && **from != NONE);

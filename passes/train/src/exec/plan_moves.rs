@@ -133,10 +133,7 @@ impl Planner<'_> {
         };
         let picks = Picks::new(at, self.graph.ty(view.root).n_elements(), self.batch_of(view.root));
         let from = self.quantizer_index(view.root)?;
-        let to = match view.fill {
-            Some(fill) => Some((self.new_place(value.node), fill)),
-            None => None,
-        };
+        let to = view.fill.map(|fill| (self.new_place(value.node), fill));
         let out = self.item(form, size);
         self.push(Step::PickCodes { from, to, x, out, picks }, &[x], &[out]);
         Ok(())

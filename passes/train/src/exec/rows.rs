@@ -18,7 +18,7 @@ impl Rows {
     /// Rows over `axes` of a tensor of this shape.
     pub(super) fn new(shape: &[usize], axes: &[usize]) -> Self {
         let mut stride = 1usize;
-        let (mut inner, mut outer): (Vec<(usize, usize)>, Vec<(usize, usize)>) = (Vec::new(), Vec::new());
+        let (mut inner, mut outer) = (Vec::<(usize, usize)>::new(), Vec::<(usize, usize)>::new());
         // Rows lie one behind the other if no other axis lies behind one of theirs.
         let mut dense = true;
         for (axis, &extent) in shape.iter().enumerate().rev() {
