@@ -1,5 +1,6 @@
 //! Time of one training step: forward, backward and Adam of the perceptron
-//! 17-256-256-6 with 4-bit weights and activations, on one batch of 256 states.
+//! 17-256-256-6 with 4-bit weights and activations, on one batch of 256 states;
+//! or with the argument `cnn`, of a small convolutional policy on 64 images.
 //!
 //! Reads a number of steps from each line of its input and prints their times in
 //! milliseconds on one line: `fixtures/bench/train_step.py` takes turns with
@@ -8,6 +9,8 @@
 // A tool beside the library: it may fail loudly.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../tests/support/cnn.rs"]
+mod cnn;
 #[path = "../tests/support/joint.rs"]
 mod joint;
 
@@ -30,13 +33,12 @@ fn parameters(graph: &Graph) -> Vec<Parameter> {
         let name = output.name.strip_prefix("grad.")?;
         let constant = graph.nodes().find(|id| graph.node(*id).name == name)?.value();
         let mut w = graph.const_of(constant)?.all_f32().ok()?;
-        if name.starts_with('w') && !name.ends_with('s') {
-            let fan_in = graph.ty(constant).shape[0] as f32;
-            w.iter_mut().for_each(|w| *w *= (3.0 / fan_in).sqrt());
-        }
-        if name.starts_with('w') && name.ends_with('s') {
-            let k = if name == "w0s" { 17.0f32 } else { 256.0 };
-            w.iter_mut().for_each(|w| *w = 0.371 / k.sqrt());
+        let weight = graph.nodes().find(|id| graph.node(*id).name == name.trim_end_matches('s'))?.value();
+        if name.starts_with('w') {
+            let fan_in = graph.ty(weight).shape[0] as f32;
+            w.iter_mut().for_each(|w| {
+                *w = if name.ends_with('s') { 0.371 / fan_in.sqrt() } else { *w * (3.0 / fan_in).sqrt() }
+            });
         }
         let zeros = vec![0.0; w.len()];
         Some(Parameter { constant, gradient: output.value, w, m: zeros.clone(), v: zeros })
@@ -57,22 +59,29 @@ fn adam(parameter: &mut Parameter, gradient: &[f32], step: i32) {
 }
 
 fn main() {
-    let batch = 256;
-    let graph = joint::joint(batch, &[17, 256, 256, 6], "relu", 4);
+    let cnn = cnn::Cnn { batch: 64, image: [3, 48, 48], channels: [16, 32], stride: 2, actions: 6 };
+    let graph = match std::env::args().nth(1).as_deref() {
+        Some("cnn") => cnn.joint(),
+        _ => joint::joint(256, &[17, 256, 256, 6], "relu", 4),
+    };
     let mut parameters = parameters(&graph);
     let mut executor = CpuExecutor::new(&graph, &CpuOptions { threads: 1, keep: Vec::new() }).unwrap();
     for parameter in &parameters {
         executor.set(parameter.constant, &parameter.w).unwrap();
     }
     let number = |i: usize| ((i.wrapping_mul(2_654_435_761) >> 7) % 20_011) as f32 / 10_005.0 - 1.0;
-    let x: Vec<f32> = (0..batch * 17).map(|i| 1.5 * number(i)).collect();
-    let t: Vec<f32> = (0..batch * 6).map(|i| number(i + 99_991)).collect();
+    let input = |&id: &qail_ir::NodeId| {
+        let n = graph.ty(id.value()).n_elements();
+        (graph.node(id).name.clone(), (0..n).map(|i| 1.5 * number(i)).collect::<Vec<f32>>())
+    };
+    let inputs: Vec<(String, Vec<f32>)> = graph.inputs().iter().map(input).collect();
+    let inputs: Vec<(&str, &[f32])> = inputs.iter().map(|(name, x)| (name.as_str(), x.as_slice())).collect();
     let loss = graph.outputs.iter().find(|output| output.name == "loss").unwrap().value;
     let mut n_steps = 0;
     let mut step = || {
         let start = Instant::now();
         n_steps += 1;
-        executor.run(&[("x", &x), ("target.y", &t)]).unwrap();
+        executor.run(&inputs).unwrap();
         for parameter in &mut parameters {
             let gradient = executor.read(parameter.gradient).unwrap();
             adam(parameter, gradient, n_steps);
