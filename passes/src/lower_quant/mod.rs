@@ -18,6 +18,7 @@
 //! the codes themselves; where it fails the pass does too, naming the layer.
 //! [`LoweringReport`] keeps what exports need and the graph no longer says.
 
+mod islands;
 mod layer;
 mod quantizer;
 
@@ -217,60 +218,10 @@ impl Lowering {
                 report.codes.insert(graph.node(codes.node).name.clone(), info);
             }
         }
-        for id in graph.topo() {
-            let node = graph.node(id);
-            match &node.op {
-                Op::QAdd(add) => report.sums.push((node.name.clone(), add.scheme)),
-                Op::QSum(_) => {
-                    let reader = graph.users(id.value()).first().and_then(|&(user, _)| graph.ty(user.value()).scheme());
-                    report.sums.extend(reader.map(|scheme| (node.name.clone(), scheme)));
-                }
-                op if computes(op) && is_between(graph, id) => {
-                    report.islands.push((node.name.clone(), op.name().to_owned()));
-                }
-                _ => {}
-            }
-        }
+        report.sums = islands::sums(graph);
+        report.islands = islands::islands(graph);
         report
     }
-}
-
-/// True for operations on floats that are no movements.
-fn computes(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Unary(_)
-            | Op::Binary(_)
-            | Op::MatMul(_)
-            | Op::Reduce(_)
-            | Op::Softmax(_)
-            | Op::Normalize(_)
-            | Op::Attention(_)
-            | Op::CumSum(_)
-            | Op::LinearWq(_)
-    )
-}
-
-/// True for floats that come from codes and become codes again.
-fn is_between(graph: &Graph, id: NodeId) -> bool {
-    let codes_behind = |ids: Vec<NodeId>, next: &dyn Fn(NodeId) -> Vec<NodeId>, is: &dyn Fn(&Op) -> bool| {
-        let mut seen = BTreeSet::new();
-        let mut queue = ids;
-        while let Some(id) = queue.pop() {
-            if is(&graph.node(id).op) {
-                return true;
-            }
-            if seen.insert(id) {
-                queue.extend(next(id));
-            }
-        }
-        false
-    };
-    let operands = |id: NodeId| graph.operands(id).into_iter().map(|value| value.node).collect::<Vec<NodeId>>();
-    let users = |id: NodeId| graph.users(id.value()).into_iter().map(|(user, _)| user).collect::<Vec<NodeId>>();
-    graph.ty(id.value()).is_f32()
-        && codes_behind(operands(id), &operands, &|op| matches!(op, Op::Dequantize(_)))
-        && codes_behind(users(id), &users, &|op| matches!(op, Op::Quantize(_)))
 }
 
 /// Quantized weights of layers that stay in floats become the rounded numbers.
