@@ -50,6 +50,35 @@ const ALL: &str = "graph @all(%obs: f32[5, 6]) -> (%y, %z) {
     %z = dequantize %a0, %e : f32[5, 6]
 }";
 
+/// A graph that takes the kernels of convolutional and transformer policies.
+const FAMILIES: &str = "graph @families(%x: f32[2, 4, 6], %i: i64[3]) -> (%y, %z) {
+    %w = const rand(1) : f32[6, 6]
+    %b = const rand(2) : f32[6]
+    %h = linear %x, %w, %b : f32[2, 4, 6]
+    %u = unfold %h {out = [2, 4, 6], size = [1, 1, 3], pad = [0, 0, 1]} : f32[2, 4, 6, 3]
+    %p = reduce_sum %u {axes = [3]} : f32[2, 4, 6]
+    %n = normalize %p {axes = [2], eps = 1e-5, center} : f32[2, 4, 6]
+    %s = softmax %n {axis = 1} : f32[2, 4, 6]
+    %q4 = reshape %s : f32[1, 2, 4, 6]
+    %a = attention %q4, %q4, %q4 {scale = 0.5} : f32[1, 2, 4, 6]
+    %a3 = reshape %a : f32[2, 4, 6]
+    %t = lt %a3, %n : bool[2, 4, 6]
+    %c = where %t, %a3, %n : f32[2, 4, 6]
+    %g = gather %c, %i {axis = 1} : f32[2, 3, 6]
+    %z = linear %g, %w, %b : f32[2, 3, 6]
+    %r = const splat(16.0) : f32[]
+    %q = quantize %z, %r : qs8[2, 3, 6]
+    %qi = gather %q, %i {axis = 2} : qs8[2, 3, 3]
+    %m = const [40001] : i32[1]
+    %k = const [16] : i32[1]
+    %qa = qadd %qi, %qi, %m, %m, %k : qs8[2, 3, 3]
+    %qu = unfold %qa {out = [2, 2, 3], size = [1, 2, 1]} : qs8[2, 2, 3, 2]
+    %qm = reduce_max %qu {axes = [3]} : qs8[2, 2, 3]
+    %qs = qsum %qm {axes = [1]} : i32[2, 3]
+    %e = const splat(0.1) : f64[1]
+    %y = dequantize %qs, %e : f32[2, 3]
+}";
+
 fn validated(text: &str, capabilities: Capabilities) -> (naga::Module, ModuleInfo) {
     let module = naga::front::wgsl::parse_str(text).unwrap();
     let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module).unwrap();
@@ -58,9 +87,10 @@ fn validated(text: &str, capabilities: Capabilities) -> (naga::Module, ModuleInf
 
 #[test]
 fn every_kernel_is_translated_by_every_back_end() {
-    let plan = plan(&graph(ALL));
+    let plans = [plan(&graph(ALL)), plan(&graph(FAMILIES))];
     let mut kernels: Vec<&str> = Vec::new();
-    for kernel in &plan.manifest.kernels {
+    let all = plans.iter().flat_map(|plan| plan.manifest.kernels.iter().map(move |kernel| (plan, kernel)));
+    for (plan, kernel) in all {
         let section = &plan.sections[kernel.section as usize];
         assert_eq!(section.layout, Layout::Wgsl);
         let text = std::str::from_utf8(&section.bytes).unwrap();
@@ -106,7 +136,7 @@ fn every_kernel_is_translated_by_every_back_end() {
     }
     kernels.sort_unstable();
     kernels.dedup();
-    insta::assert_snapshot!(kernels.join(" "), @"binary copy_bytes copy_words linear_f32 linear_w4 linear_w8 matmul_f32 qlinear_w4 qlinear_w8 reduce requantize unary");
+    insta::assert_snapshot!(kernels.join(" "), @"attention binary choose compare copy_bytes copy_words gather_bytes gather_words linear_f32 linear_w4 linear_w8 matmul_f32 normalize qadd qlinear_w4 qlinear_w8 reduce reduce_codes requantize softmax unary unfold_bytes unfold_words");
 }
 
 #[test]

@@ -6,9 +6,11 @@
 #[path = "../artifact/tests/common/mod.rs"]
 mod common;
 
-use common::{Dense, Mlp, Precision, Rng, mixed, mutant};
+use common::{Dense, Mlp, Precision, Rng, families, mixed, mutant};
 use proptest::prelude::*;
-use qail_runtime::{DeviceSpec, Isa, LoadOptions, RunError, RuntimeError, Session, TensorView, TensorViewMut};
+use qail_runtime::{
+    DeviceSpec, Isa, LoadOptions, PortInfo, RunError, RuntimeError, Session, Storage, TensorView, TensorViewMut,
+};
 
 /// Stored codes or accumulators of each layer, and the actions.
 fn integer_reference(mlp: &Mlp, observations: &[f32]) -> (Vec<Vec<i32>>, Vec<f32>) {
@@ -232,7 +234,7 @@ fn instruction_sets_agree_on_every_operation() {
 fn files_that_lie_consistently_load_or_fail_but_never_panic() {
     let mlp = |precision| Mlp::new(&[5, 9, 8, 3], 2, precision, 1).file;
     let precisions = [Precision::W8A8, Precision::W4A8, Precision::W4A16, Precision::F32];
-    let files = [&precisions.map(mlp)[..], &[mixed::file()]].concat();
+    let files = [&precisions.map(mlp)[..], &[mixed::file(), families::file()]].concat();
     let mut rng = Rng(11);
     let mut n_run = 0;
     let n = mutant::count(1000);
@@ -240,12 +242,16 @@ fn files_that_lie_consistently_load_or_fail_but_never_panic() {
         let mutant = mutant::consistent(&files[i % files.len()], &mut rng);
         for device in isas() {
             let Ok(mut session) = Session::load(mutant.clone(), device) else { continue };
-            let (n_in, n_out): (usize, usize) = (
-                session.inputs().iter().map(|p| p.elements()).sum(),
-                session.outputs().iter().map(|p| p.elements()).sum(),
-            );
+            let n_out: usize = session.outputs().iter().map(|p| p.elements()).sum();
             let mut y = vec![0.0; n_out];
-            let result = session.run(&[TensorView::F32(&vec![0.3; n_in])], &mut [TensorViewMut::F32(&mut y)]);
+            let n = |of| session.inputs().iter().find(|p| p.storage == of).map_or(0, |p| p.elements());
+            let (floats, indices) = (vec![0.3; n(Storage::F32)], vec![-2; n(Storage::I64)]);
+            let view = |port: &PortInfo| match port.storage {
+                Storage::I64 => TensorView::I64(&indices),
+                _ => TensorView::F32(&floats),
+            };
+            let inputs: Vec<TensorView<'_>> = session.inputs().iter().map(view).collect();
+            let result = session.run(&inputs, &mut [TensorViewMut::F32(&mut y)]);
             assert!(!matches!(result, Err(RunError::Internal(_))), "{result:?}");
             n_run += 1;
         }

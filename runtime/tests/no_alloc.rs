@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use common::{Mlp, Precision};
+use common::{Mlp, Precision, families};
 use qail_runtime::{DeviceSpec, Isa, Session, TensorView, TensorViewMut};
 
 /// The system allocator, counting.
@@ -54,4 +54,14 @@ fn a_run_allocates_nothing() {
             assert_eq!(CALLS.load(Ordering::SeqCst) - before, 0, "{precision:?} on {isa:?}");
         }
     }
+    let mut session = Session::load(families::file(), "cpu".parse().unwrap()).unwrap();
+    let x: Vec<f32> = (0..32).map(|i| i as f32 * 0.1 - 1.5).collect();
+    let mut y = vec![0.0; 6];
+    let before = CALLS.load(Ordering::SeqCst);
+    for _ in 0..10 {
+        let inputs = [TensorView::F32(&x), TensorView::I64(&[3, -1, 900])];
+        assert!(session.run(&inputs, &mut [TensorViewMut::F32(&mut y)]).is_ok());
+    }
+    assert_eq!(CALLS.load(Ordering::SeqCst) - before, 0, "windows, rows and look-ups");
+    assert!(y.iter().any(|&y| y != 0.0), "{y:?}");
 }

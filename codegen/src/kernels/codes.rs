@@ -62,7 +62,8 @@ pub(crate) fn reduce(node: &str, op: &step::Reduce, out: &Tensor, code_offset: i
     let n = if is_sum { shape::count(&op.outer) } else { n };
     let params = [
         if is_sum { ("WORDS", Param::U32(n)) } else { words },
-        line,
+        // Sums have no rows of bytes.
+        if is_sum { ("LINE", Param::U32(1)) } else { line },
         cols,
         ("COUNT", Param::U32(shape::count(&op.inner))),
         ("SHAPE", Param::Extents(&outer)),

@@ -100,11 +100,8 @@ pub(crate) fn devices() -> &'static [DeviceSpec] {
     })
 }
 
-/// Runs a plan on a device and holds it to the interpreter: every output, and
-/// every integer value that the plan keeps, bit for bit; floats within
-/// `tolerance` (relative to the largest of the tensor). Returns how many different
-/// numbers the compared tensors hold, so that a test cannot pass on constants.
-pub(crate) fn check(graph: &Graph, plan: &Plan, device: DeviceSpec, seed: u64, tolerance: f32) -> usize {
+/// Seeded inputs of a graph, by name.
+pub(crate) fn inputs(graph: &Graph, seed: u64) -> BTreeMap<String, Tensor> {
     let mut rng = Rng(seed);
     let mut inputs = BTreeMap::new();
     for &node in graph.inputs() {
@@ -119,6 +116,15 @@ pub(crate) fn check(graph: &Graph, plan: &Plan, device: DeviceSpec, seed: u64, t
         };
         inputs.insert(node.name.clone(), tensor);
     }
+    inputs
+}
+
+/// Runs a plan on a device and holds it to the interpreter: every output, and
+/// every integer value that the plan keeps, bit for bit; floats within
+/// `tolerance` (relative to the largest of the tensor). Returns how many different
+/// numbers the compared tensors hold, so that a test cannot pass on constants.
+pub(crate) fn check(graph: &Graph, plan: &Plan, device: DeviceSpec, seed: u64, tolerance: f32) -> usize {
+    let inputs = inputs(graph, seed);
     let expected = interp::run_all(graph, &inputs).unwrap_or_else(|error| panic!("{error:?}\n{}", text::print(graph)));
 
     let file = plan.to_file().unwrap_or_else(|error| panic!("{error:?}\n{}", qail_codegen::explain(&plan.manifest)));

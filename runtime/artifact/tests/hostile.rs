@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Mlp, Precision, Rng, mixed, mutant};
+use common::{Mlp, Precision, Rng, families, mixed, mutant};
 use qail_artifact::{Artifact, ArtifactError, MAX_MANIFEST_BYTES, schema::step};
 
 fn small() -> Vec<u8> {
@@ -77,7 +77,7 @@ fn damaged_files_are_refused() {
 #[test]
 fn consistent_lies_never_panic() {
     let float = |precision| Mlp::new(&[4, 6, 2], 1, precision, 3).file;
-    let files = [small(), float(Precision::W4A16), float(Precision::F32), mixed::file()];
+    let files = [small(), float(Precision::W4A16), float(Precision::F32), mixed::file(), families::file()];
     let mut rng = Rng(3);
     let mut n_refused = 0;
     let n = mutant::count(2000);
@@ -96,11 +96,70 @@ fn other_files_and_versions_are_named() {
     let mut later = file.clone();
     later[8] = 9;
     assert_eq!(message(&later), "the file needs version 9 of the reader, this is version 1");
-    assert_eq!(refusal(|m| m.min_reader = 7), "the file needs version 7 of the reader, this is version 1");
+    assert_eq!(refusal(|m| m.min_reader = 7), "the file needs version 7 of the reader, this is version 2");
     assert_eq!(
         refusal(|m| m.required_features = vec!["repeat".into(), "warp".into()]),
         "the file needs features that this reader does not have: warp"
     );
+}
+
+#[test]
+fn windows_rows_and_look_ups_stay_in_their_tensors() {
+    let file = families::file();
+    let refused = |index: usize, change: &dyn Fn(&mut step::Op)| {
+        message(&mutant::edited(&file, |m| change(m.entries[0].steps[index].op.as_mut().unwrap())))
+    };
+    macro_rules! changed {
+        ($index:expr, $op:ident, $change:expr) => {
+            refused($index, &|op| match op {
+                step::Op::$op(op) => $change(op),
+                other => panic!("step {} is {other:?}", $index),
+            })
+        };
+    }
+    let windows = |change: fn(&mut step::Unfold)| changed!(0, Unfold, change);
+    assert_eq!(windows(|op| op.x.strides[0] = 17), "step `windows`: reaches elements 0..=32 of 32");
+    assert_eq!(windows(|op| op.extents[2] = 5), "step `windows`: reaches elements 0..=32 of 32");
+    assert_eq!(windows(|op| op.start[1] = i64::MIN), "step `windows`: has positions beyond 32 bits");
+    assert_eq!(windows(|op| op.steps[0] = i64::MAX), "step `windows`: has positions beyond 32 bits");
+    assert_eq!(windows(|op| op.coordinates[0] = 3), "step `windows`: has no coordinate 3");
+    assert_eq!(windows(|op| op.spread[0] = 0), "step `windows`: has a coordinate without elements");
+    assert_eq!(windows(|op| op.spread[0] = u64::MAX), "step `windows`: has positions beyond 32 bits");
+    assert_eq!(windows(|op| op.shape[0] = 3), "step `windows`: shows another number of elements than its result has");
+    assert_eq!(windows(|op| drop(op.start.pop())), "step `windows`: has windows whose lists do not match");
+    assert_eq!(windows(|op| op.fill = f32::NAN), "step `windows`: has a fill that its elements cannot be");
+    assert!(changed!(1, Softmax, |op: &mut step::Softmax| op.n = 19).contains("tensor `windows` has 288 elements"));
+    assert!(changed!(1, Softmax, |op: &mut step::Softmax| op.outer = 0).contains("empty axis"));
+    let normalize = changed!(2, Normalize, |op: &mut step::Normalize| op.inner_strides[0] = 10);
+    assert_eq!(normalize, "step `norm`: reaches elements 0..=288 of 288");
+    assert!(changed!(3, Attention, |op: &mut step::Attention| op.groups = 0).contains("do not share 0 groups"));
+    let mask = changed!(3, Attention, |op: &mut step::Attention| op.mask.as_mut().unwrap().strides[2] = 1);
+    assert_eq!(mask, "step `heads`: reaches elements 0..=30 of 16");
+    assert!(changed!(4, Compare, |op: &mut step::Compare| op.f = 9).contains("unknown comparison"));
+    assert!(changed!(5, Where, |op: &mut step::Where| op.truth = op.a.clone()).contains("not i32"));
+    assert!(changed!(6, Cast, |op: &mut step::Cast| op.to = 6).contains("cannot cast I64 to I32"));
+    let gather = changed!(7, Gather, |op: &mut step::Gather| op.extent = 17);
+    assert_eq!(gather, "step `rows`: reaches elements 0..=305 of 288");
+    assert!(changed!(7, Gather, |op: &mut step::Gather| op.extent = 0).contains("looks up one of 0 places"));
+    assert!(changed!(8, Scatter, |op: &mut step::Scatter| op.row = 9).contains("expected 27 elements"));
+    assert!(changed!(9, Order, |op: &mut step::Order| op.k = 19).contains("takes 19 of 18 elements"));
+    assert!(changed!(10, Scan, |op: &mut step::Scan| op.inner = 2).contains("expected 12 elements"));
+    assert!(changed!(12, Unfold, |op: &mut step::Unfold| op.fill_stored = 128).contains("fill"));
+    assert!(changed!(13, QAdd, |op: &mut step::QAdd| op.shift = 63).contains("shift outside 1 to 62"));
+    assert!(changed!(13, QAdd, |op: &mut step::QAdd| op.m_b = 0).contains("not positive"));
+    assert!(changed!(13, QAdd, |op: &mut step::QAdd| op.hi = 200).contains("does not hold codes -100..=200"));
+    assert!(changed!(14, Reduce, |op: &mut step::Reduce| op.f = 2).contains("cannot reduce I8 to I32"));
+    assert!(changed!(14, Reduce, |op: &mut step::Reduce| op.zero_point = i32::MAX).contains("leave 32 bits"));
+}
+
+#[test]
+fn steps_that_order_are_host_code() {
+    let file = families::file();
+    let error = message(&mutant::edited(&file, |m| {
+        m.arenas[0].place = qail_artifact::Place::Device as i32;
+        m.entries[0].steps[9].place = qail_artifact::Place::Device as i32;
+    }));
+    assert_eq!(error, "step `top`: is no step of a device");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use qail_artifact::{
     schema::{Arena, EntryPoint, Port, Step, Tensor, step},
 };
 
+pub mod families;
 pub mod mixed;
 pub mod mutant;
 
