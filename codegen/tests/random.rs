@@ -49,11 +49,12 @@ impl Maker {
     /// Adds what fits and stays small; the generator may guess.
     fn add(&mut self, op: Op, operands: &[ValueId]) -> Option<ValueId> {
         let name = format!("n{}", self.graph.len());
-        let node = self.graph.add(&name, op, operands, Origin::default()).ok()?;
-        let ty = self.graph.ty(node.value());
+        let types: Vec<&TensorType> = operands.iter().map(|&x| self.graph.ty(x)).collect();
+        let ty = op.infer(&types).ok()?.remove(0);
         if ty.n_elements() == 0 || ty.n_elements() > 2000 || ty.shape.len() > 6 {
             return None;
         }
+        let node = self.graph.add(&name, op, operands, Origin::default()).ok()?;
         self.values.push(node.value());
         Some(node.value())
     }

@@ -12,6 +12,9 @@ use crate::CodegenError;
 /// Code rows are padded to a multiple of this many elements.
 const CODE_ALIGN: u64 = 32;
 
+/// Most axes of a tensor in a file.
+const MAX_RANK: usize = 8;
+
 /// Bytes of a section, with what the file says about them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SectionData {
@@ -130,6 +133,9 @@ impl<'g> Builder<'g> {
         let shape: Vec<u64> = ty.shape.iter().map(|&extent| extent as u64).collect();
         if shape.contains(&0) {
             return Err(self.unsupported(node, format!("a value without elements, {ty}")));
+        }
+        if shape.len() > MAX_RANK {
+            return Err(self.unsupported(node, format!("{} axes; at most {MAX_RANK} are accepted", shape.len())));
         }
         let last = shape.last().copied().unwrap_or(1);
         let over = || CodegenError::Limit {

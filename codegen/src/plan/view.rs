@@ -36,6 +36,8 @@ pub(crate) struct View {
     offset: u64,
     axes: Vec<Vec<Axis>>,
     coordinates: Vec<Coordinate>,
+    /// It shows windows already: there is one fill.
+    has_windows: bool,
     /// What stands beyond the edges.
     pub(crate) fill: f32,
     /// Who copies it.
@@ -52,6 +54,7 @@ impl View {
             offset: x.offset,
             axes: shape.iter().enumerate().map(axis).collect(),
             coordinates: shape.iter().zip(&x.strides).map(coordinate).collect(),
+            has_windows: false,
             fill: 0.0,
             place,
         }
@@ -64,12 +67,15 @@ impl View {
 
     /// What windows over the view show. None if it is more than a transpose.
     pub(crate) fn unfolded(mut self, unfold: &Unfold) -> Option<Self> {
+        if self.has_windows {
+            return None;
+        }
         let mut sizes = Vec::new();
         let mut axes = Vec::new();
         for (axis, window) in self.axes.iter().zip(&unfold.windows) {
             let &[Axis { extent, coordinate, step: 1 }] = &axis[..] else { return None };
             let at = self.coordinates.get_mut(coordinate)?;
-            if (at.extent, at.start, at.spread) != (extent, 0, 1) {
+            if at.extent != extent {
                 return None;
             }
             at.start = i64::try_from(window.pad).ok()?.checked_neg()?;
@@ -84,6 +90,7 @@ impl View {
         axes.extend(sizes);
         self.axes = axes;
         self.fill = unfold.fill;
+        self.has_windows = true;
         Some(self)
     }
 
