@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod bounds;
+pub(crate) mod network;
 
 use std::collections::BTreeMap;
 

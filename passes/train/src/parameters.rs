@@ -2,7 +2,7 @@
 //!
 //! Parameters are the weights and biases of layers with quantized weights, and
 //! the steps of every quantizer but that of an observation, whose steps are
-//! powers of two that `fold-entry-steps` moved into the weights.
+//! powers of two that `fold-entry-steps` moved into the weights, or 1 for images of bytes.
 //!
 //! Weights are *folded*: a normalizer and the steps of an observation were
 //! multiplied into them, so their magnitude is arbitrary, 1e-4 say. So every
@@ -21,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use qail_ir::{
-    ConstId, Constant, Graph, NodeId, Op, ValueId,
+    ConstId, Constant, DType, Graph, NodeId, Op, ValueId,
     interp::{Data, InterpError, Interpreter, Tensor},
 };
 use qail_passes::quant::ENTRY;
@@ -141,7 +141,7 @@ pub fn parameters(graph: &Graph, samples: &[BTreeMap<String, Tensor>]) -> Result
     for id in graph.topo() {
         let Op::FakeQuant(fake) = &graph.node(id).op else { continue };
         let [x, scale, ..] = graph.operands(id)[..] else { continue };
-        if fake.scheme == ENTRY || !take(graph, scale, &mut taken) {
+        if fake.scheme == ENTRY || is_of_bytes(graph, x) || !take(graph, scale, &mut taken) {
             continue;
         }
         let steps = read(graph, scale)?;
@@ -225,8 +225,23 @@ fn take(graph: &Graph, value: ValueId, taken: &mut BTreeSet<ConstId>) -> bool {
     matches!(graph.op(value), Op::Const(constant) if taken.insert(constant.id))
 }
 
-fn is_observation(graph: &Graph, x: ValueId) -> bool {
-    matches!(graph.op(x), Op::FakeQuant(fake) if fake.scheme == ENTRY)
+/// True for codes of an observation, moved or not.
+fn is_observation(graph: &Graph, mut x: ValueId) -> bool {
+    loop {
+        match (graph.op(x), graph.operands(x.node).first()) {
+            (Op::FakeQuant(fake), operand) => {
+                return fake.scheme == ENTRY || operand.is_some_and(|&operand| is_of_bytes(graph, operand));
+            }
+            (Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Unfold(_), Some(&moved)) => x = moved,
+            _ => return false,
+        }
+    }
+}
+
+/// True for bytes as floats: images, which are their own codes; their step is 1.
+fn is_of_bytes(graph: &Graph, value: ValueId) -> bool {
+    let bytes = |x: &ValueId| graph.ty(*x).dtype() == Some(DType::U8);
+    matches!(graph.op(value), Op::Cast(_)) && graph.operands(value.node).first().is_some_and(bytes)
 }
 
 fn weight_units(weights: &Elements, by_row: bool) -> Vec<f32> {
@@ -317,6 +332,21 @@ pub(crate) mod tests {
         assert_eq!(unit("b0"), [expected, expected]);
         assert_eq!(unit("w1"), [2.5f32.sqrt(), 2.5f32.sqrt()]);
         assert_eq!(unit("h.s"), [0.25]);
+    }
+
+    #[test]
+    fn the_step_of_an_image_of_bytes_is_not_trained() {
+        let text = "graph @policy(%img: u8[1, 3, 2]) -> (%y) {batch = 0} {
+            %f = cast %img : f32[1, 3, 2] %one = const [1.0] : f32[] %q = fake_quant %f, %one {u8} : f32[1, 3, 2]
+            %u = unfold %q {out = [1, 2, 1], size = [1, 2, 2]} : f32[1, 2, 1, 2, 2] %r = reshape %u : f32[1, 2, 4]
+            %w = const [0.5, 0.25, 1.0, 2.0] : f32[4, 1] %ws = const [0.02] : f32[1]
+            %wq = fake_quant %w, %ws {s8, lo = -127, axis = 1} : f32[4, 1] %b = const [0.0] : f32[1]
+            %y = linear %r, %wq, %b : f32[1, 2, 1] }";
+        let found = parameters(&text::parse(text).unwrap(), &[]).unwrap();
+        let names: Vec<&str> = found.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names, ["w", "b", "ws"]);
+        // A normalizer was folded in: rows have a unit each.
+        assert_eq!(found[0].unit, [0.5, 0.25, 1.0, 2.0]);
     }
 
     #[test]

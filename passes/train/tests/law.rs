@@ -22,7 +22,10 @@ use qail_passes::{
     rebatch::rebatch,
 };
 use qail_train::{CpuExecutor, CpuOptions, ExecError, TrainExecutor};
-use support::{Mlp, Rng, floats, ints};
+use support::{
+    Mlp, Rng, floats, ints,
+    network::{image_of_bytes, image_of_floats, samples},
+};
 
 /// The same graph for `n` samples at once.
 fn with_batch(graph: &Graph, n: usize) -> Graph {
@@ -50,7 +53,9 @@ fn coded(graph: &Graph) -> Vec<ValueId> {
 fn compare(graph: &Graph, inputs: &BTreeMap<String, Tensor>, threads: usize) -> usize {
     let keep = coded(graph);
     let mut executor = CpuExecutor::new(graph, &CpuOptions { threads, keep: keep.clone() }).unwrap();
-    let given: Vec<(&str, &[f32])> = inputs.iter().map(|(name, x)| (name.as_str(), floats(x))).collect();
+    let numbers = |x: &Tensor| x.to_f64().into_iter().map(|x| x as f32).collect::<Vec<f32>>();
+    let owned: Vec<(&str, Vec<f32>)> = inputs.iter().map(|(name, x)| (name.as_str(), numbers(x))).collect();
+    let given: Vec<(&str, &[f32])> = owned.iter().map(|(name, x)| (*name, x.as_slice())).collect();
     executor.run(&given).unwrap();
     let (integer, zeros) = lower(graph);
     let values = interp::run_all(&integer, inputs).unwrap();
@@ -311,6 +316,39 @@ fn calibrated_policies_agree_in_every_code_and_action() {
     }
 }
 
+/// Samples of one row as one batch.
+fn stacked(samples: &[BTreeMap<String, Tensor>]) -> BTreeMap<String, Tensor> {
+    let stack = |(name, first): (&String, &Tensor)| {
+        let mut ty = first.ty.clone();
+        ty.shape[0] = samples.len();
+        let all = || samples.iter().map(|sample| &sample[name]);
+        let tensor = if ty.is_f32() {
+            Tensor::f32(ty.shape, all().flat_map(|x| floats(x).to_vec()).collect())
+        } else {
+            Tensor::ints(ty, all().flat_map(|x| ints(x).to_vec()).collect())
+        };
+        (name.clone(), tensor)
+    };
+    samples[0].iter().map(stack).collect()
+}
+
+#[test]
+fn calibrated_networks_agree_in_every_code_and_action() {
+    for graph in [image_of_floats(), image_of_bytes()] {
+        for precision in [Precision::W8A8, Precision::W4A8, Precision::W4A4] {
+            let options = PipelineOptions { trains: true, ..PipelineOptions::new(precision) };
+            let data = samples(&graph, 1, 20);
+            let mut cx = PassContext::with_samples(&data);
+            let mut prepared = graph.clone();
+            PassManager::new(pipeline::prepare(&options)).run(&mut prepared, &mut cx).unwrap();
+            rebatch(&mut prepared, 5).unwrap();
+            let region = Region::of(&prepared).unwrap();
+            assert_eq!((region.layers.len(), region.float_layers.len()), (5, 0), "{precision}");
+            assert!(compare(&prepared, &stacked(&samples(&graph, 7, 5)), 2) > 5 * 300);
+        }
+    }
+}
+
 #[test]
 fn changed_constants_are_those_of_the_lowered_graph() {
     let mut graph = with_batch(&prepared(&GO1, Precision::W4A4, 8), 16);
@@ -411,9 +449,9 @@ fn wrong_names_and_sizes_are_typed_errors() {
     assert_eq!(executor.read(constant("l")).unwrap_err().to_string(), "`l` was not kept: list it in the options");
     assert_eq!(executor.codes(constant("y")).unwrap_err().to_string(), "`y` has no codes: only quantizers do");
     let mut ints = Graph::new("g");
-    let x = ints.add_input("x", TensorType::plain(DType::I64, [2]));
+    let x = ints.add_input("x", TensorType::plain(DType::F64, [2]));
     ints.add_output("y", x);
     let error = CpuExecutor::new(&ints, &CpuOptions::default()).unwrap_err().to_string();
-    assert_eq!(error, "input `x` is i64[2]; inputs of training are f32");
-    assert!(matches!(ints.ty(x).elem, Elem::Plain(DType::I64)));
+    assert_eq!(error, "input `x` is f64[2]; inputs of training are f32 or whole numbers");
+    assert!(matches!(ints.ty(x).elem, Elem::Plain(DType::F64)));
 }

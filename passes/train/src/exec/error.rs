@@ -29,12 +29,24 @@ pub enum ExecError {
         #[source]
         source: rayon::ThreadPoolBuildError,
     },
-    /// An input that is not `f32`.
-    #[error("input `{name}` is {ty}; inputs of training are f32")]
+    /// An input of doubles or codes.
+    #[error("input `{name}` is {ty}; inputs of training are f32 or whole numbers")]
     InputType {
         /// The input.
         name: String,
         /// Its type.
+        ty: TensorType,
+    },
+    /// A number that the type of an input does not have.
+    #[error("element {index} of input `{name}` is {value}, which is no {ty}")]
+    InputValue {
+        /// The input.
+        name: String,
+        /// Which element.
+        index: usize,
+        /// What was found.
+        value: f32,
+        /// The type of the input.
         ty: TensorType,
     },
     /// A name that the graph does not have.

@@ -40,7 +40,11 @@ mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qail_ir::{Graph, ValueId, interp, verify};
+use qail_ir::{
+    Graph, TensorType, ValueId,
+    interp::{self, Tensor, TensorError},
+    verify,
+};
 
 use crate::expand::{ExpandError, expand_attention, has_attention};
 
@@ -54,7 +58,8 @@ pub trait TrainExecutor {
     /// Gives an `f32` constant new elements, row-major.
     fn set(&mut self, constant: ValueId, elements: &[f32]) -> Result<(), ExecError>;
 
-    /// Computes every output and every kept value from the inputs, by name.
+    /// Computes every output and every kept value from the inputs, by name. Inputs of whole
+    /// numbers, images of bytes for example, are given as `f32` too.
     fn run(&mut self, inputs: &[(&str, &[f32])]) -> Result<(), ExecError>;
 
     /// An output, a kept value or a constant, row-major.
@@ -78,7 +83,7 @@ pub struct CpuOptions {
 pub struct CpuExecutor {
     plan: Plan,
     state: State,
-    inputs: BTreeMap<String, (Option<Item>, usize)>,
+    inputs: BTreeMap<String, (Option<Item>, TensorType)>,
     names: BTreeMap<ValueId, String>,
     /// Values that can be read, with their codes if they were asked for.
     kept: BTreeSet<Form>,
@@ -122,7 +127,7 @@ impl CpuExecutor {
         let real = |value: ValueId| plan.items.get(&Form::Real(value)).copied();
         let input = |&id: &qail_ir::NodeId| {
             let value = id.value();
-            (graph.node(id).name.clone(), (real(value), graph.ty(value).n_elements()))
+            (graph.node(id).name.clone(), (real(value), graph.ty(value).clone()))
         };
         let inputs = graph.inputs().iter().map(input).collect();
         let kept = graph.outputs.iter().map(|output| output.value).chain(options.keep.iter().copied());
@@ -167,7 +172,7 @@ impl CpuExecutor {
     fn give(&mut self, inputs: &[(&str, &[f32])]) -> Result<(), ExecError> {
         let mut given = BTreeSet::new();
         for &(name, elements) in inputs {
-            let Some(&(item, expected)) = self.inputs.get(name) else {
+            let Some((item, ty)) = self.inputs.get(name) else {
                 let known: Vec<String> = self.inputs.keys().map(|name| format!("`{name}`")).collect();
                 let known = if known.is_empty() { "no inputs".to_owned() } else { known.join(", ") };
                 return Err(ExecError::UnknownInput { name: name.to_owned(), known });
@@ -175,11 +180,24 @@ impl CpuExecutor {
             if !given.insert(name) {
                 return Err(ExecError::RepeatedInput { name: name.to_owned() });
             }
+            let expected = ty.n_elements();
             if elements.len() != expected {
                 return Err(ExecError::Size { name: name.to_owned(), expected, found: elements.len() });
             }
-            if let Some(item) = item {
-                self.state.memory.write(item, |_, out| out.copy_from_slice(elements));
+            match *item {
+                Some(item) if ty.is_f32() => {
+                    self.state.memory.write(item, |_, out| out.copy_from_slice(elements));
+                }
+                Some(item) => {
+                    let tensor = whole(elements, ty).map_err(|index| ExecError::InputValue {
+                        name: name.to_owned(),
+                        index,
+                        value: elements.get(index).copied().unwrap_or(f32::NAN),
+                        ty: ty.clone(),
+                    })?;
+                    self.state.memory.set_tensor(item, tensor);
+                }
+                None => {}
             }
         }
         let missing = self.inputs.iter().find(|(name, (item, _))| item.is_some() && !given.contains(name.as_str()));
@@ -203,6 +221,18 @@ impl CpuExecutor {
             Some(memory::Kind::F32(_)) => Err(ExecError::NotRun),
             _ => Err(ExecError::NotKept { name: self.name(value) }),
         }
+    }
+}
+
+/// Whole numbers as a tensor of their type, or the first one that is none.
+fn whole(elements: &[f32], ty: &TensorType) -> Result<Tensor, usize> {
+    if let Some(index) = elements.iter().position(|x| x.fract() != 0.0) {
+        return Err(index);
+    }
+    let tensor = Tensor::ints(ty.clone(), elements.iter().map(|&x| x as i64).collect());
+    match tensor.check() {
+        Err(TensorError::Range { index, .. }) => Err(index),
+        _ => Ok(tensor),
     }
 }
 

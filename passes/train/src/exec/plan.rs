@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qail_ir::{FakeQuant, Grad, Graph, NodeId, Op, UnaryFn, ValueId, interp::Tensor};
+use qail_ir::{DType, FakeQuant, Grad, Graph, NodeId, Op, UnaryFn, ValueId, interp::Tensor};
 use qail_passes::quant::region::Region;
 
 use super::{
@@ -286,10 +286,15 @@ impl Planner<'_> {
             let ty = self.graph.ty(id.value());
             let item = match &node.op {
                 Op::Input(_) if !self.needed.contains(&form) => continue,
-                Op::Input(_) if !ty.is_f32() => {
-                    return Err(ExecError::InputType { name: node.name.clone(), ty: ty.clone() });
-                }
-                Op::Input(_) => self.item(form, Kind::F32(ty.n_elements())),
+                Op::Input(_) => match ty.dtype() {
+                    Some(DType::F32) => self.item(form, Kind::F32(ty.n_elements())),
+                    Some(DType::Bool | DType::U8 | DType::I32 | DType::I64) => {
+                        self.item(form, Kind::Tensor(ty.n_elements()))
+                    }
+                    Some(DType::F64) | None => {
+                        return Err(ExecError::InputType { name: node.name.clone(), ty: ty.clone() });
+                    }
+                },
                 Op::Const(_) if ty.is_f32() => self.item(form, Kind::F32(ty.n_elements())),
                 Op::Const(c) if self.needed.contains(&form) => {
                     let item = self.item(form, Kind::Tensor(ty.n_elements()));

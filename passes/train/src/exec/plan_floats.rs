@@ -1,6 +1,8 @@
 //! Steps in floats. What has no fast loop runs on the interpreter.
 
-use qail_ir::{Binary, BinaryGrad, FakeQuantGrad, Grad, NodeId, Op, Reduce, ReduceFn, Shape, Unary, ValueId, Wrt};
+use qail_ir::{
+    Binary, BinaryGrad, DType, FakeQuantGrad, Grad, NodeId, Op, Reduce, ReduceFn, Shape, Unary, ValueId, Wrt,
+};
 
 use super::{
     ExecError,
@@ -72,6 +74,17 @@ impl Planner<'_> {
             (Op::Binary(binary), &[a, b]) => self.binary(value, &binary, a, b),
             (Op::Reduce(reduce), &[x]) => self.reduce(value, &reduce, x),
             (Op::Expand(_), &[x]) => self.expand(value, x),
+            (Op::Cast(_), &[x]) if is_f32 && self.graph.ty(x).is_f32() => {
+                let item = self.real(x)?;
+                self.plan.items.insert(Form::Real(value), item);
+                Ok(())
+            }
+            (Op::Cast(_), &[x]) if is_f32 && self.graph.ty(x).dtype() != Some(DType::F64) => {
+                let x = self.real(x)?;
+                let out = self.out(value);
+                self.push(Step::Floats { x, out }, &[x], &[out]);
+                Ok(())
+            }
             (Op::Concat(concat), _) if is_f32 => self.concat(value, concat.axis),
             (Op::Gather(gather), &[x, index]) if is_f32 => self.gather(value, gather.axis, [x, index]),
             (Op::Scatter(scatter), &[x, index, update]) if is_f32 => self.scatter(value, &scatter, [x, index, update]),

@@ -14,6 +14,12 @@ pub(super) struct Rows {
     apart: Option<(Vec<usize>, Vec<usize>)>,
 }
 
+/// As `min` and `max` choose: NaN wins, of two equal numbers the first.
+#[inline(always)]
+fn wins(beyond: bool, a: f32, b: f32) -> bool {
+    beyond || b.is_nan() && !a.is_nan()
+}
+
 impl Rows {
     /// Rows over `axes` of a tensor of this shape.
     pub(super) fn new(shape: &[usize], axes: &[usize]) -> Self {
@@ -70,31 +76,41 @@ impl Rows {
 
     /// One number of each row.
     pub(super) fn reduce(&self, threads: usize, f: ReduceFn, out: &mut [f32], x: &[f32]) {
+        let n = self.n as f32;
+        match f {
+            ReduceFn::Sum => self.fold(threads, out, x, 0.0, |sum, x| sum + x, |sum| sum),
+            ReduceFn::Mean => self.fold(threads, out, x, 0.0, |sum, x| sum + x, |sum| sum / n),
+            ReduceFn::Prod => self.fold(threads, out, x, 1.0, |product, x| product * x, |product| product),
+            ReduceFn::Min => {
+                self.fold(threads, out, x, f32::INFINITY, |a, b| if wins(b < a, a, b) { b } else { a }, |a| a)
+            }
+            ReduceFn::Max => {
+                self.fold(threads, out, x, f32::NEG_INFINITY, |a, b| if wins(b > a, a, b) { b } else { a }, |a| a);
+            }
+        }
+    }
+
+    fn fold(
+        &self,
+        threads: usize,
+        out: &mut [f32],
+        x: &[f32],
+        start: f32,
+        step: impl Fn(f32, f32) -> f32 + Sync,
+        end: impl Fn(f32) -> f32 + Sync,
+    ) {
         let n = self.n;
-        let start = match f {
-            ReduceFn::Sum | ReduceFn::Mean => 0.0,
-            ReduceFn::Min => f32::INFINITY,
-            ReduceFn::Max => f32::NEG_INFINITY,
-            ReduceFn::Prod => 1.0,
-        };
-        let step = |so_far: f32, x: f32| match f {
-            ReduceFn::Sum | ReduceFn::Mean => so_far + x,
-            ReduceFn::Min => BinaryFn::Min.eval_f32(so_far, x),
-            ReduceFn::Max => BinaryFn::Max.eval_f32(so_far, x),
-            ReduceFn::Prod => so_far * x,
-        };
-        let divisor = if f == ReduceFn::Mean { n as f32 } else { 1.0 };
         pieces(threads, 1, out, |first, out| match &self.apart {
             None => {
                 let x = x.get(first * n..).unwrap_or_default();
                 for (out, x) in out.iter_mut().zip(x.chunks_exact(n.max(1))) {
-                    *out = x.iter().fold(start, |so_far, &x| step(so_far, x)) / divisor;
+                    *out = end(x.iter().fold(start, |so_far, &x| step(so_far, x)));
                 }
             }
             Some((outer, inner)) => {
                 for (out, &row) in out.iter_mut().zip(outer.get(first..).unwrap_or_default()) {
                     let numbers = inner.iter().map(|at| x.get(row + at).copied().unwrap_or(f32::NAN));
-                    *out = numbers.fold(start, step) / divisor;
+                    *out = end(numbers.fold(start, &step));
                 }
             }
         });

@@ -163,6 +163,7 @@ impl State {
             Step::Pick { .. }
             | Step::PickCodes { .. }
             | Step::Sums { .. }
+            | Step::Floats { .. }
             | Step::Join { .. }
             | Step::Gather { .. }
             | Step::Scatter { .. }

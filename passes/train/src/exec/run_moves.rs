@@ -43,6 +43,9 @@ impl State {
             Step::Sums { x, out, sums } => {
                 write(self, *out, &|memory, out| sums.add(threads, out, memory.f32(*x)));
             }
+            Step::Floats { x, out } => write(self, *out, &|memory, out| {
+                out.iter_mut().zip(ints(memory, *x)).for_each(|(out, &x)| *out = x as f32);
+            }),
             Step::Join { parts, out, codes } => {
                 if let Some((from, to)) = codes {
                     let mut all: Option<CodeInfo> = None;

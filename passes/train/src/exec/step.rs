@@ -252,6 +252,11 @@ pub(super) enum Step {
         out: Item,
         sums: Sums,
     },
+    /// Whole numbers as floats.
+    Floats {
+        x: Item,
+        out: Item,
+    },
     /// Parts side by side, each with the elements of its rows; of codes, with the places of how they read.
     Join {
         parts: Vec<(Item, usize)>,
