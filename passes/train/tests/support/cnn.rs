@@ -25,7 +25,7 @@ impl Cnn {
     pub(crate) fn text(&self) -> String {
         let Self { batch: b, image: [c, h, w], channels: [n1, n2], stride, actions: a } = *self;
         let (h1, w1) = ((h + 2 - 3) / stride + 1, (w + 2 - 3) / stride + 1);
-        let (h2, w2) = ((h1 + 1) / 2, (w1 + 1) / 2);
+        let (h2, w2) = (h1.div_ceil(2), w1.div_ceil(2));
         let weights = |i: usize, k: usize, n: usize, step: f32| {
             format!(
                 "%w{i} = const rand({seed}) : f32[{k}, {n}]
