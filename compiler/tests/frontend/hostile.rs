@@ -397,3 +397,145 @@ fn links_are_refused() {
       initializer `w`, location `data/hard`: files with several hard links are refused
     ");
 }
+
+#[test]
+fn sizes_out_of_proportion_are_refused_by_every_layer() {
+    let ints = |name: &str, list: &[i64]| AttributeProto::ints(name, list);
+    let huge = i64::MAX;
+    let image = || Tiny::new(17, &[1, 2, 8, 8]).f32("w", &[2, 2, 3, 3], &[0.5; 36]);
+    let conv = |attribute: AttributeProto| image().node("Conv", "x w", "y", vec![attribute]);
+    let pool =
+        |list: &[i64], more: AttributeProto| image().node("MaxPool", "x", "y", vec![ints("kernel_shape", list), more]);
+    let cases = [
+        conv(ints("strides", &[0, 1])),
+        conv(ints("strides", &[huge, huge])),
+        conv(ints("dilations", &[1 << 20, 1 << 20])),
+        conv(ints("pads", &[-1, 0, 0, 0])),
+        conv(ints("pads", &[1 << 20, 1 << 20, 1 << 20, 1 << 20])),
+        conv(ints("pads", &[1])),
+        conv(AttributeProto::int("group", 0)),
+        conv(AttributeProto::int("group", huge)),
+        pool(&[0, 1], ints("strides", &[1, 1])),
+        pool(&[huge, huge], ints("strides", &[1, 1])),
+        pool(&[1 << 20, 1 << 20], ints("pads", &[1 << 20, 1 << 20, 1 << 20, 1 << 20])),
+        image().node("ConvTranspose", "x w", "y", vec![ints("strides", &[1 << 20, 1 << 20])]),
+        image().node("ConvTranspose", "x w", "y", vec![ints("output_shape", &[huge, huge])]),
+        image().node("ConvTranspose", "x w", "y", vec![ints("output_padding", &[1 << 20, 1 << 20])]),
+        image().i64("n", &[1, 1, huge, huge]).node("Tile", "x n", "y", vec![]),
+        image().i64("n", &[0, 0, 0, 0, huge, huge, huge, huge]).node("Pad", "x n", "y", vec![]),
+        image().i64("n", &[0, 0, 0, 0, 1 << 30, 1 << 30, 0, 0]).node("Pad", "x n", "y", vec![]),
+        image().f32("s", &[4], &[1.0, 1.0, 1e30, 1e30]).node("Resize", "x _ s", "y", vec![]),
+        image().f32("s", &[4], &[f32::NAN; 4]).node("Resize", "x _ s", "y", vec![]),
+        image().f32("s", &[4], &[1.0, 1.0, 1e-9, 1.0]).node("Resize", "x _ s", "y", vec![]),
+        image().i64("s", &[1, 1, 1 << 30, 1 << 30]).node("Resize", "x _ _ s", "y", vec![]),
+        image().node("DepthToSpace", "x", "y", vec![AttributeProto::int("blocksize", huge)]),
+        image().node("LRN", "x", "y", vec![AttributeProto::int("size", huge)]),
+        image().node("Einsum", "x", "y", vec![AttributeProto::string("equation", "aaaa...->....,")]),
+        image()
+            .node("Einsum", "x x", "y", vec![AttributeProto::string("equation", "abcd,efgh->abcdefgh")])
+            .input(ValueInfoProto::tensor("z", data_type::FLOAT, &[1 << 20]))
+            .node("Einsum", "z z", "v", vec![AttributeProto::string("equation", "a,b->ab")])
+            .output("v"),
+        image().i64("k", &[huge]).node("TopK", "x k", "y _", vec![]),
+        image().i64("d", &[1 << 40]).f32("v", &[2], &[0.0, 1.0]).node("OneHot", "x d v", "y", vec![]),
+        image()
+            .tensor(TensorProto::i64("a", [], &[0]))
+            .tensor(TensorProto::i64("b", [], &[huge]))
+            .tensor(TensorProto::i64("c", [], &[1]))
+            .node("Range", "a b c", "r", vec![])
+            .node("Gather", "x r", "y", vec![]),
+        Tiny::new(17, &[4000, 1, 2]).f32("w", &[1, 2, 2], &[0.5; 4]).node("RNN", "x w w", "y", vec![]),
+    ];
+    for (i, tiny) in cases.iter().enumerate() {
+        let error = tiny.import().err().unwrap_or_else(|| panic!("case {i} is accepted"));
+        assert_ne!(error.kind(), ErrorKind::Internal, "case {i}: {error}");
+    }
+}
+
+/// Each operator with operands and attributes that mean nothing to it: 40 times each by default.
+#[test]
+fn operators_survive_what_they_do_not_expect() {
+    let n_times = std::env::var("QAILC_MUTANTS").ok().and_then(|n| n.parse().ok()).unwrap_or(40usize);
+    let names = [
+        "axis",
+        "axes",
+        "keepdims",
+        "pads",
+        "strides",
+        "dilations",
+        "kernel_shape",
+        "group",
+        "perm",
+        "to",
+        "k",
+        "upper",
+        "batch_dims",
+        "num_groups",
+        "blocksize",
+        "hidden_size",
+        "p",
+        "size",
+        "num_heads",
+        "q_num_heads",
+        "kv_num_heads",
+        "is_causal",
+        "interleaved",
+        "ceil_mode",
+        "select_last_index",
+        "layout",
+        "batch_axis",
+        "time_axis",
+        "split",
+        "output_shape",
+        "output_padding",
+        "count_include_pad",
+        "fmod",
+        "storage_order",
+    ];
+    let texts = ["auto_pad", "mode", "direction", "equation", "reduction", "coordinate_transformation_mode"];
+    let said =
+        ["SAME_UPPER", "SAME_LOWER", "reflect", "edge", "linear", "cubic", "LEFT", "reverse", "...a->a", "add", "CRD"];
+    let numbers = [0, 1, 2, 3, -1, 4, 7, -3, 1 << 20, i64::MAX, i64::MIN];
+    let operands = ["x", "m", "v", "i", "j", "s", "t", "_"];
+    let mut random = Seeded(31);
+    let mut n_models = 0;
+    for op in qailc::frontend::operators() {
+        for _ in 0..n_times {
+            let mut tiny = Tiny::new([9, 12, 13, 17, 20, 23][random.next(6)], &[1, 2, 4, 4])
+                .f32("m", &[2, 2, 3, 3], &[0.5; 36])
+                .f32("v", &[2], &[1.0, 2.0])
+                .i64("i", &[1, 0])
+                .i64("j", &[0, 1, -1, 2])
+                .tensor(TensorProto::i64("s", [], &[1]))
+                .tensor(TensorProto::raw("t", data_type::BOOL, [2], vec![1, 0]));
+            let n = 1 + random.next(4);
+            let inputs: Vec<&str> =
+                (0..n).map(|at| if at == 0 && random.next(4) > 0 { "x" } else { operands[random.next(8)] }).collect();
+            let mut attributes: Vec<AttributeProto> = Vec::new();
+            for _ in 0..random.next(4) {
+                let name = names[random.next(names.len())];
+                let mut number = || numbers[random.next(numbers.len())];
+                let attribute = match number() & 1 {
+                    0 => AttributeProto::int(name, number()),
+                    _ => AttributeProto::ints(name, [number(), number(), number(), number()]),
+                };
+                if attributes.iter().all(|other| other.name != name) {
+                    attributes.push(attribute);
+                }
+            }
+            if random.next(2) == 0 {
+                let text = said[random.next(said.len())];
+                attributes.push(AttributeProto::string(texts[random.next(texts.len())], text));
+            }
+            tiny = tiny.node(op, &inputs.join(" "), "y", attributes);
+            match tiny.import() {
+                Ok(imported) => {
+                    qail_ir::verify(&imported.graph).unwrap();
+                    n_models += 1;
+                }
+                Err(error) => assert_ne!(error.kind(), ErrorKind::Internal, "{op}: {error}"),
+            }
+        }
+    }
+    assert!(n_models > 100, "only {n_models} were accepted");
+}

@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests are tests.
 
+mod folder;
 mod hostile;
+mod layers;
 mod models;
 mod node_cases;
 mod ops;

@@ -95,6 +95,16 @@ impl Builder {
         }
     }
 
+    /// Lets a known tensor go by the name and origin of the one that it was made of.
+    pub(super) fn adopt(&mut self, made: Tensor, of: Tensor) {
+        if let (Tensor::Known(made), Tensor::Known(of)) = (made, of)
+            && let Some((name, origin)) = self.known.get(of.0).map(|of| (of.name.clone(), of.origin.clone()))
+            && let Some(made) = self.known.get_mut(made.0)
+        {
+            (made.name, made.origin) = (name, origin);
+        }
+    }
+
     /// Gives a tensor of this origin another name, if the one that it has begins with `made`.
     pub(super) fn rename(&mut self, tensor: Tensor, made: &str, origin: &Origin, name: String) {
         match tensor {

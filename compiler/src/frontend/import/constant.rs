@@ -113,7 +113,7 @@ pub(super) fn range(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     }
     let &[start, limit, step] = &bounds[..] else { return Err(OpError::invalid("it has too few bounds")) };
     let n = ((limit - start) / step).ceil().max(0.0);
-    if !(n <= MAX_RANGE) {
+    if n.is_nan() || n > MAX_RANGE {
         return Err(OpError::invalid(format!("a range from {start} to {limit} in steps of {step}")));
     }
     let ty = TensorType { elem: cx.ty(first).elem, shape: vec![n as usize] };

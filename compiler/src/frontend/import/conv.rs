@@ -82,7 +82,9 @@ fn convolve(
         let mut parts = Vec::with_capacity(groups);
         for group in 0..groups {
             let x = cx.sliced(shown, 1, group * per_group, per_group)?;
-            let w = cx.sliced(w, 0, group * (m / groups), m / groups)?;
+            let whole = w;
+            let w = cx.sliced(whole, 0, group * (m / groups), m / groups)?;
+            cx.builder.adopt(w, whole);
             let b = bias.map(|bias| cx.sliced(bias, 0, group * (m / groups), m / groups)).transpose()?;
             parts.push(layer(cx, x, per_group, &layout, w, b)?);
         }
@@ -120,7 +122,9 @@ fn layer(
     let rows = cx.permuted(shown, perm)?;
     let k = layout.kernel.iter().product::<usize>() * c;
     let rows = cx.reshaped(rows, [&[layout.n], &layout.out[..], &[k]].concat())?;
-    let w = cx.reshaped(w, [m, k])?;
+    let matrix = cx.reshaped(w, [m, k])?;
+    cx.builder.adopt(matrix, w);
+    let w = matrix;
     let reader = cx.result(0);
     let w = cx.builder.weight(w, true, 1.0, &reader)?;
     let bias = match bias {
@@ -194,13 +198,16 @@ pub(super) fn conv_transpose(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError
     cx.ignore("kernel_shape");
     let windows = transposed_windows(cx, extents, kernel)?;
     // [C, M / G, ..] to [M, C / G, ..], the kernel turned around.
+    let given = w;
     let mut w = cx.reshaped(w, [&[groups, c / groups, per_group], kernel].concat())?;
     let perm: Vec<usize> = [0, 2, 1].into_iter().chain(3..3 + kernel.len()).collect();
     w = cx.permuted(w, perm)?;
     for axis in 3..3 + kernel.len() {
         w = cx.reversed(w, axis)?;
     }
-    let w = cx.reshaped(w, [&[groups * per_group, c / groups], kernel].concat())?;
+    let turned = cx.reshaped(w, [&[groups * per_group, c / groups], kernel].concat())?;
+    cx.builder.adopt(turned, given);
+    let w = turned;
     Ok(vec![convolve(cx, x, w, bias, &windows, groups)?])
 }
 

@@ -102,7 +102,9 @@ pub(super) fn layer(cx: &mut NodeCx<'_>, cell: Cell) -> Result<Vec<Tensor>, OpEr
             let one = cx.sliced(w, 0, d, 1)?;
             let shape = cx.shape(one);
             let matrix = cx.reshaped(one, &shape[1..])?;
-            cx.permuted(matrix, [1, 0])
+            let turned = cx.permuted(matrix, [1, 0])?;
+            cx.builder.adopt(turned, w);
+            Ok(turned)
         };
         let (w, r) = (weights(cx, w)?, weights(cx, r)?);
         let n = cell.gates() * hidden;

@@ -278,7 +278,8 @@ fn apply(cx: &mut NodeCx<'_>, x: Tensor, plan: &[Axis], options: Options) -> Res
 fn along(cx: &mut NodeCx<'_>, x: Tensor, at: usize, axis: &Axis, options: Options) -> Result<Tensor, OpError> {
     // An antialiasing window has a few elements for each element of the result.
     let per_place = if options.antialias { (4.0 / axis.scale.min(1.0)).ceil() + 2.0 } else { 4.0 };
-    if !(axis.out as f64 * per_place <= (1u64 << 26) as f64) {
+    let work = axis.out as f64 * per_place;
+    if work.is_nan() || work > (1u64 << 26) as f64 {
         return Err(OpError::invalid("its result is too large"));
     }
     builder::check_size(&TensorType::f32([axis.out]))?;
