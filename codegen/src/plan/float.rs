@@ -106,7 +106,7 @@ impl Builder<'_> {
     ) -> Result<(), CodegenError> {
         let [x] = self.operands(node)?;
         let shape = shape_of(self, x);
-        self.to_i32(node, x, place)?;
+        self.widened(node, x, place)?;
         let mut operand = self.operand(node, x, place)?;
         let (mut outer, mut outer_strides) = (Vec::new(), Vec::new());
         let (mut inner, mut inner_strides) = (Vec::new(), Vec::new());

@@ -101,7 +101,7 @@ impl Builder<'_> {
         for x in graph.operands(node) {
             if !is_float && graph.ty(x).dtype().is_some() {
                 // Parts have one storage: computed integers are 32 bits wide.
-                self.to_i32(node, x, place)?;
+                self.widened(node, x, place)?;
             }
             parts.push((self.operand(node, x, place)?, shape_of(self, x)));
         }
@@ -187,7 +187,7 @@ impl Builder<'_> {
     /// A device knows integers of 32 bits only.
     fn only_wide_on_devices(&mut self, node: NodeId, x: ValueId, place: Place) -> Result<(), CodegenError> {
         if place == Place::Device && self.graph.ty(x).dtype().is_some() && !self.graph.ty(x).is_f32() {
-            self.to_i32(node, x, place)?;
+            self.widened(node, x, place)?;
         }
         Ok(())
     }

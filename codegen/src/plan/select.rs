@@ -39,18 +39,18 @@ impl Builder<'_> {
         place: Place,
         shape: &[u64],
     ) -> Result<step::Operand, CodegenError> {
-        self.to_i32(reader, value, place)?;
+        self.widened(reader, value, place)?;
         self.broadcast(reader, value, place, shape)
     }
 
     /// The tensor of a value that numbers are computed from.
     pub(crate) fn number_tensor(&mut self, reader: NodeId, value: ValueId, place: Place) -> Result<u32, CodegenError> {
-        self.to_i32(reader, value, place)?;
+        self.widened(reader, value, place)?;
         self.tensor_of(reader, value, place)
     }
 
     /// Converts an input of bytes or 64-bit integers, once.
-    pub(crate) fn to_i32(&mut self, reader: NodeId, value: ValueId, place: Place) -> Result<(), CodegenError> {
+    pub(crate) fn widened(&mut self, reader: NodeId, value: ValueId, place: Place) -> Result<(), CodegenError> {
         let Source::Tensor(x) = self.source(reader, value, place)? else { return Ok(()) };
         if !matches!(self.entry(x)?.storage(), Storage::U8 | Storage::I64) {
             return Ok(());
@@ -89,9 +89,9 @@ impl Builder<'_> {
     pub(crate) fn gather(&mut self, node: NodeId, op: &Gather, place: Place) -> Result<(), CodegenError> {
         let [x_value, index_value] = self.operands(node)?;
         if place == Place::Device {
-            self.to_i32(node, x_value, place)?;
+            self.widened(node, x_value, place)?;
         }
-        self.to_i32(node, index_value, place)?;
+        self.widened(node, index_value, place)?;
         let mut x = self.operand(node, x_value, place)?;
         let mut index = self.operand(node, index_value, place)?;
         let extent = shape_of(self, x_value).get(op.axis).copied().unwrap_or(1);
