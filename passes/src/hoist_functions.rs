@@ -4,9 +4,10 @@
 //! layer, or into the requantization of its accumulator. It moves over reshapes and transposes;
 //! functions that only clamp also move over max and min pools, whose result they commute with.
 //! Only if a layer or a sum defines the value in the end, and nobody else reads what lies between.
+//! Quantizers with one step are hoisted likewise: a requantization stands right behind its layer.
 //! Exact: every number passes through the same function.
 
-use qail_ir::{BinaryFn, Graph, NodeId, Op, Reduce, ReduceFn, Unary, UnaryFn, ValueId};
+use qail_ir::{BinaryFn, FakeQuant, Graph, NodeId, Op, Reduce, ReduceFn, Unary, UnaryFn, ValueId};
 
 use crate::{Changed, Exactness, Pass, PassContext, PassError, pattern, quant::flow, rewrite};
 
@@ -30,12 +31,17 @@ impl Pass for HoistFunctions {
     fn run(&self, graph: &mut Graph, _cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
         let mut dead = Vec::new();
         for id in graph.topo() {
-            let Op::Unary(Unary { f }) = graph.node(id).op else { continue };
+            let f = match graph.node(id).op {
+                Op::Unary(Unary { f }) => Some(f),
+                Op::FakeQuant(FakeQuant { axis: None, .. }) => None,
+                _ => continue,
+            };
             let Some((root, first)) = root(graph, id, f) else { continue };
             let node = graph.node(id).clone();
-            let Some(&last) = graph.operands(id).first() else { continue };
+            let mut operands = graph.operands(id);
+            let Some(last) = operands.first_mut().map(|last| std::mem::replace(last, root)) else { continue };
             graph.rename(id, format!("{}.old", node.name));
-            let moved = rewrite::add(graph, &node.name, node.op, &[root], node.origin)?;
+            let moved = rewrite::add(graph, &node.name, node.op, &operands, node.origin)?;
             graph.rewire(first, 0, moved);
             graph.replace_uses(id.value(), last);
             dead.push(id);
@@ -47,7 +53,7 @@ impl Pass for HoistFunctions {
 }
 
 /// The value in front of the movements that a function stands behind, and the first of them.
-fn root(graph: &Graph, id: NodeId, f: UnaryFn) -> Option<(ValueId, NodeId)> {
+fn root(graph: &Graph, id: NodeId, f: Option<UnaryFn>) -> Option<(ValueId, NodeId)> {
     let mut value = *graph.operands(id).first()?;
     let (mut user, mut first) = (id, None);
     while commutes(graph, value.node, f) {
@@ -58,17 +64,19 @@ fn root(graph: &Graph, id: NodeId, f: UnaryFn) -> Option<(ValueId, NodeId)> {
         user = value.node;
         value = *graph.operands(value.node).first()?;
     }
+    // A quantizer also takes the functions in front of it along.
+    let source = if f.is_none() { flow::chain_behind(graph, value).source } else { value };
+    let ends = matches!(graph.op(source), Op::Linear(_)) || pattern::binary(graph, source, BinaryFn::Add).is_some();
     // Another reader would keep the value without the function.
-    let ends = matches!(graph.op(value), Op::Linear(_)) || pattern::binary(graph, value, BinaryFn::Add).is_some();
     (ends && graph.sole_user(value) == Some(user)).then_some(value).zip(first)
 }
 
-fn commutes(graph: &Graph, id: NodeId, f: UnaryFn) -> bool {
-    match &graph.node(id).op {
-        Op::Reshape(_) | Op::Transpose(_) => true,
-        Op::Reduce(Reduce { f: ReduceFn::Max | ReduceFn::Min, .. }) => flow::clamps(f),
+fn commutes(graph: &Graph, id: NodeId, f: Option<UnaryFn>) -> bool {
+    match (&graph.node(id).op, f) {
+        (Op::Reshape(_) | Op::Transpose(_), _) => true,
+        (Op::Reduce(Reduce { f: ReduceFn::Max | ReduceFn::Min, .. }), Some(f)) => flow::clamps(f),
         // A pool's windows: what stands beyond the edges is never the extreme.
-        Op::Unfold(unfold) => {
+        (Op::Unfold(unfold), Some(f)) => {
             let extreme = |&(user, _): &(NodeId, u16)| {
                 matches!(
                     graph.node(user).op,

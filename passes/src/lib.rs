@@ -8,8 +8,10 @@
 //! Quantization is four of them: `insert-fake-quant` decides where codes are,
 //! `calibrate` finds the steps, `lower-quant` writes the integer graph, and
 //! `quantize-weights` is the path with float activations. What they share is
-//! in [`quant`].
+//! in [`quant`]. A model that is quantized already keeps its steps: `adopt-weights`
+//! and `lower-quant` are all that it needs.
 
+pub mod adopt_weights;
 pub mod calibrate;
 pub mod canonicalize;
 mod context;
@@ -45,6 +47,7 @@ pub mod registry;
 mod rewrite;
 mod samples;
 
+pub use adopt_weights::AdoptWeights;
 pub use calibrate::{Calibrate, Observer};
 pub use canonicalize::Canonicalize;
 pub use context::{Note, NoteKind, PassContext, Progress};

@@ -2,7 +2,7 @@
 //!
 //! A convolution is written as `unfold`, `transpose`, `reshape`, `linear`, `transpose`: its rows are
 //! pixels. The transpose at the end moves behind everything that does not care about the order of
-//! axes: functions of one number, arithmetic with constants (which are permuted) or with values
+//! axes: functions of one number, quantizers with one step, arithmetic with constants (which are permuted) or with values
 //! transposed alike, reductions, softmax, concatenations, slices, pooling windows. A transpose
 //! behind the windows of the next convolution moves in front of them. There the two meet, and the
 //! whole network keeps its channels last.
@@ -10,8 +10,8 @@
 //! Sums keep their order, so the numbers do not change. Exact.
 
 use qail_ir::{
-    Concat, Graph, Node, NodeId, Normalize, Op, Origin, Reduce, ReduceFn, Reshape, Slice, Softmax, Transpose, Unfold,
-    ValueId,
+    Concat, FakeQuant, Graph, Node, NodeId, Normalize, Op, Origin, Reduce, ReduceFn, Reshape, Slice, Softmax,
+    Transpose, Unfold, ValueId,
 };
 
 use crate::{Changed, Exactness, Pass, PassContext, PassError, fold_constants, rewrite};
@@ -190,7 +190,7 @@ fn permuted(graph: &Graph, id: NodeId, perm: &[usize]) -> Option<(Op, Vec<usize>
     let same = perm.to_vec();
     let axis = |axis: usize| perm.get(axis).copied();
     Some(match &graph.node(id).op {
-        Op::Unary(_) | Op::Cast(_) => (graph.node(id).op.clone(), same),
+        Op::Unary(_) | Op::Cast(_) | Op::FakeQuant(FakeQuant { axis: None, .. }) => (graph.node(id).op.clone(), same),
         // The result has the axes of the transposed operand.
         Op::Binary(_) | Op::Compare(_) | Op::Where(_) if graph.ty(id.value()).shape.len() == perm.len() => {
             (graph.node(id).op.clone(), same)
@@ -232,7 +232,7 @@ fn permuted(graph: &Graph, id: NodeId, perm: &[usize]) -> Option<(Op, Vec<usize>
 
 /// True for operations that a transpose of their operand moves over.
 fn sinks_over(op: &Op) -> bool {
-    matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Reduce(_))
+    matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Reduce(_) | Op::FakeQuant(FakeQuant { axis: None, .. }))
 }
 
 /// The permutation of the axes that are left.

@@ -1,9 +1,12 @@
 //! Passes in order for a precision.
 
+use qail_ir::{Graph, Op};
+
 use crate::{
-    Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldNormalizer, FuseLinearAct,
-    HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize, LiftSilu,
-    LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, Precision, QuantizeWeights,
+    AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldNormalizer,
+    FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize,
+    LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, Precision,
+    QuantizeWeights,
 };
 
 /// What the default pipeline depends on.
@@ -19,12 +22,22 @@ pub struct PipelineOptions {
     pub calibrate: Calibrate,
     /// Training follows [`prepare`]: weights keep their unrounded numbers.
     pub trains: bool,
+    /// Nobody asked for the precision: a model that brings its own is taken as
+    /// it is, by [`given_pipeline`].
+    pub is_default: bool,
 }
 
 impl PipelineOptions {
     /// The defaults of a precision.
     pub fn new(precision: Precision) -> Self {
-        Self { precision, edge_bits: 8, observation_bits: 16, calibrate: Calibrate::default(), trains: false }
+        Self {
+            precision,
+            edge_bits: 8,
+            observation_bits: 16,
+            calibrate: Calibrate::default(),
+            trains: false,
+            is_default: false,
+        }
     }
 
     /// What really runs: see [`Precision::effective`].
@@ -40,10 +53,37 @@ pub fn default_pipeline(options: &PipelineOptions) -> Vec<Box<dyn Pass>> {
     passes
 }
 
+/// True if a graph has quantizers, as an import of a quantized model has.
+pub fn is_quantized(graph: &Graph) -> bool {
+    graph.topo().into_iter().any(|id| matches!(graph.node(id).op, Op::FakeQuant(_)))
+}
+
+/// From an imported graph that [is quantized](is_quantized) to one that
+/// `codegen` takes, with the steps that it brings. Needs no data.
+pub fn given_pipeline() -> Vec<Box<dyn Pass>> {
+    vec![
+        Box::new(FoldConstants::default()),
+        Box::new(Canonicalize),
+        Box::new(EliminateDeadCode),
+        Box::new(MoveTransposes),
+        Box::new(Canonicalize),
+        Box::new(LiftNormalize),
+        Box::new(LiftSoftmax),
+        Box::new(LiftAttention),
+        Box::new(HoistFunctions),
+        Box::new(Canonicalize),
+        Box::new(EliminateDeadCode),
+        Box::new(AdoptWeights),
+        Box::new(LowerQuant),
+        Box::new(FuseLinearAct),
+        Box::new(EliminateDeadCode),
+    ]
+}
+
 /// From an imported graph to one that can train: with quantizers and steps, if
 /// the precision has quantized activations.
 pub fn prepare(options: &PipelineOptions) -> Vec<Box<dyn Pass>> {
-    let PipelineOptions { precision, edge_bits, observation_bits, calibrate, trains } = *options;
+    let PipelineOptions { precision, edge_bits, observation_bits, calibrate, trains, .. } = *options;
     // What the source spelled out becomes constants, then one spelling is left
     // for the patterns behind; nothing dead may count as a reader.
     let mut passes: Vec<Box<dyn Pass>> = vec![

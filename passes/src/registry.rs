@@ -1,10 +1,10 @@
 //! All passes by name.
 
 use crate::{
-    Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldEntrySteps, FoldNormalizer,
-    FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize,
-    LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, PassError, PassOptions,
-    QuantizeWeights, Rebatch,
+    AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldEntrySteps,
+    FoldNormalizer, FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish,
+    LiftNormalize, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass,
+    PassError, PassOptions, QuantizeWeights, Rebatch,
 };
 
 /// One line of the table of passes.
@@ -18,6 +18,7 @@ pub struct Entry {
 
 /// Every pass, sorted by name.
 pub const PASSES: &[Entry] = &[
+    Entry { name: "adopt-weights", build: |_| Ok(Box::new(AdoptWeights)) },
     Entry { name: "calibrate", build: |options| Ok(Box::new(Calibrate::from_options(options)?)) },
     Entry { name: "canonicalize", build: |_| Ok(Box::new(Canonicalize)) },
     Entry { name: "correct-bias", build: |_| Ok(Box::new(CorrectBias)) },
