@@ -103,7 +103,7 @@ pub(super) fn policy_of(model: &Path, named: Option<&Path>, action: Option<&str>
 /// How to quantize.
 #[derive(Debug, Args)]
 pub(super) struct QuantArgs {
-    /// Precision: f32, w8a8, w4a8, w4a4 (integers), w8a16, w4a16 (quantized weights only). Default: w4a4.
+    /// Precision: f32, w8a8, w4a8, w4a4 (integers), w8a16, w4a16 (quantized weights only). Default: w4a4; a model that is quantized already keeps its own.
     #[arg(short = 'b', long = "bits", value_name = "BITS")]
     pub(super) bits: Option<Precision>,
     /// Bits of the first and last layer, where the inside has fewer.
@@ -134,6 +134,7 @@ pub(super) fn build_options(model: &ModelArgs, data: &DataArgs, quant: &QuantArg
         passes: PipelineOptions {
             edge_bits: quant.edge_bits,
             calibrate: Calibrate { observer: quant.observer, max_samples: n_calibration },
+            is_default: quant.bits.is_none(),
             ..PipelineOptions::new(quant.bits.unwrap_or(Precision::W4A4))
         },
         demos: data.demos.clone(),

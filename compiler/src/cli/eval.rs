@@ -194,7 +194,8 @@ fn load(path: &Path, args: &Args, terminal: &Terminal) -> Result<Source, Failure
                 dims: args.dims.iter().map(|pair| (pair.name.clone(), pair.value)).collect(),
                 outputs: (!args.outputs.is_empty()).then(|| args.outputs.clone()),
             },
-            passes: PipelineOptions::new(Precision::F32),
+            // A quantized model is its own reference.
+            passes: PipelineOptions { is_default: true, ..PipelineOptions::new(Precision::F32) },
             demos: None,
             map: DemoMap::default(),
             n_calibration: 0,

@@ -131,6 +131,9 @@ pub(super) fn of_pipeline(context: &str, error: &PipelineError) -> Failure {
         PipelineError::NeedsData { .. } => {
             failure.help("give recorded observations with --demos FILE.npz, or choose -b f32, w4a16 or w8a16")
         }
+        PipelineError::AlreadyQuantized { .. } => {
+            failure.help("leave -b and --method out to compile it as it is, or pass the float model")
+        }
         _ => failure,
     }
 }
@@ -139,7 +142,7 @@ fn exit_of_pipeline(error: &PipelineError) -> Exit {
     match error {
         PipelineError::Import(error) => exit_of_import(error),
         PipelineError::Data(error) => exit_of_data(error),
-        PipelineError::NeedsData { .. } => Exit::Usage,
+        PipelineError::NeedsData { .. } | PipelineError::AlreadyQuantized { .. } => Exit::Usage,
         PipelineError::Read { .. } => Exit::InvalidInput,
         PipelineError::Pass(error) => exit_of_pass(error),
         PipelineError::Codegen(error) => match error {

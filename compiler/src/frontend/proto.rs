@@ -328,6 +328,10 @@ pub mod data_type {
     pub const UINT4: i32 = 21;
     /// Signed 4-bit integer, two a byte, the first one in the low half.
     pub const INT4: i32 = 22;
+    /// Unsigned, 2 bits, four in a byte.
+    pub const UINT2: i32 = 25;
+    /// Signed, 2 bits, four in a byte.
+    pub const INT2: i32 = 26;
 
     /// Name of an element type, as the ONNX standard writes it.
     pub fn name(data_type: i32) -> String {
@@ -353,8 +357,8 @@ pub mod data_type {
             INT4 => "int4",
             23 => "float4e2m1",
             24 => "float8e8m0",
-            25 => "uint2",
-            26 => "int2",
+            UINT2 => "uint2",
+            INT2 => "int2",
             _ => return format!("type {data_type}"),
         };
         name.to_owned()

@@ -2,14 +2,15 @@
 //!
 //! The number of elements is checked against the data before anything is made
 //! of it. Small constants are copied; large ones stay in the mapped file and
-//! are read in ranges. 16-bit floats are widened on the way, `f64` is narrowed:
+//! are read in ranges. Narrow integers become codes of the same width, also
+//! those that lie several in a byte; bytes stay bytes. 16-bit floats are widened on the way, `f64` is narrowed:
 //! the graph computes in `f32`.
 
 use std::{fmt, io};
 
 use half::{bf16, f16};
 use prost::bytes::Bytes;
-use qail_ir::{ConstData, ConstSource, Constant, DType, TensorType};
+use qail_ir::{ConstData, ConstSource, Constant, DType, Elem, QuantScheme, TensorType};
 
 use super::proto::{TensorProto, data_type};
 
@@ -45,13 +46,35 @@ pub(super) fn dtype(elem_type: i32) -> Option<(DType, bool)> {
     }
 }
 
+/// Width and sign of an element type of ONNX that holds codes of a quantizer;
+/// bytes are not among them, they may be anything.
+fn scheme(elem_type: i32) -> Option<QuantScheme> {
+    match elem_type {
+        data_type::INT8 => Some(QuantScheme::signed(8)),
+        data_type::INT16 => Some(QuantScheme::signed(16)),
+        data_type::UINT16 => Some(QuantScheme::unsigned(16)),
+        data_type::INT4 => Some(QuantScheme::signed(4)),
+        data_type::UINT4 => Some(QuantScheme::unsigned(4)),
+        data_type::INT2 => Some(QuantScheme::signed(2)),
+        data_type::UINT2 => Some(QuantScheme::unsigned(2)),
+        _ => None,
+    }
+}
+
+/// Codes of less than a byte, which share bytes.
+fn packed(elem_type: i32) -> Option<QuantScheme> {
+    scheme(elem_type).filter(|scheme| scheme.bits < 8)
+}
+
 /// Makes a constant of `tensor`, whose bytes are `external` if they lie in
 /// another file.
 pub(super) fn constant(tensor: &TensorProto, external: Option<Bytes>) -> Result<Constant, TensorError> {
     let shape = shape(&tensor.dims)?;
-    let (dtype, _) = dtype(tensor.data_type)
+    let plain = dtype(tensor.data_type).map(|(dtype, _)| Elem::Plain(dtype));
+    let elem = plain
+        .or_else(|| scheme(tensor.data_type).map(Elem::Code))
         .ok_or_else(|| TensorError::Unsupported(format!("{} constants", data_type::name(tensor.data_type))))?;
-    let ty = TensorType::plain(dtype, shape);
+    let ty = TensorType { elem, shape };
     let n = ty.n_elements();
     let raw = match (external, &tensor.raw_data) {
         (Some(bytes), _) => Some(bytes),
@@ -89,8 +112,8 @@ fn shape(dims: &[i64]) -> Result<Vec<usize>, TensorError> {
 /// Bytes of one element in the file.
 fn size_bytes(elem_type: i32) -> usize {
     match elem_type {
-        data_type::UINT8 | data_type::BOOL => 1,
-        data_type::FLOAT16 | data_type::BFLOAT16 => 2,
+        data_type::UINT8 | data_type::INT8 | data_type::BOOL => 1,
+        data_type::FLOAT16 | data_type::BFLOAT16 | data_type::INT16 | data_type::UINT16 => 2,
         data_type::INT64 | data_type::DOUBLE => 8,
         _ => 4,
     }
@@ -101,8 +124,15 @@ fn mismatch(n: usize, found: usize, unit: &str) -> TensorError {
 }
 
 fn from_raw(elem_type: i32, n: usize, bytes: Bytes) -> Result<ConstData, TensorError> {
-    if n.checked_mul(size_bytes(elem_type)) != Some(bytes.len()) {
+    let n_bytes = match packed(elem_type) {
+        Some(scheme) => Some(n.div_ceil(8 / usize::from(scheme.bits))),
+        None => n.checked_mul(size_bytes(elem_type)),
+    };
+    if n_bytes != Some(bytes.len()) {
         return Err(mismatch(n, bytes.len(), "bytes"));
+    }
+    if let Some(scheme) = packed(elem_type) {
+        return Ok(shared(Packed { bytes, scheme, n }, n));
     }
     let encoding = match elem_type {
         data_type::FLOAT16 => Encoding::F16,
@@ -120,6 +150,15 @@ fn from_raw(elem_type: i32, n: usize, bytes: Bytes) -> Result<ConstData, TensorE
     Ok(ConstData::Bytes(copied.into()))
 }
 
+/// Codes that share bytes: copied apart if they are few.
+fn shared(packed: Packed, n: usize) -> ConstData {
+    if n > MAX_COPIED_BYTES {
+        return ConstData::Source(std::sync::Arc::new(packed));
+    }
+    let codes: Vec<u8> = (0..n).filter_map(|i| packed.get(i)).collect();
+    ConstData::Bytes(codes.into())
+}
+
 fn typed_len(tensor: &TensorProto) -> usize {
     match tensor.data_type {
         data_type::FLOAT => tensor.float_data.len(),
@@ -130,10 +169,18 @@ fn typed_len(tensor: &TensorProto) -> usize {
 }
 
 fn from_typed(tensor: &TensorProto, n: usize) -> Result<ConstData, TensorError> {
+    let ints = &tensor.int32_data;
+    if let Some(scheme) = packed(tensor.data_type) {
+        // One byte of several codes in each number.
+        if ints.len() != n.div_ceil(8 / usize::from(scheme.bits)) {
+            return Err(mismatch(n, ints.len(), "values of several codes"));
+        }
+        let bytes: Vec<u8> = ints.iter().map(|&x| x as u8).collect();
+        return Ok(shared(Packed { bytes: bytes.into(), scheme, n }, n));
+    }
     if typed_len(tensor) != n {
         return Err(mismatch(n, typed_len(tensor), "values"));
     }
-    let ints = &tensor.int32_data;
     let bytes: Vec<u8> = match tensor.data_type {
         data_type::FLOAT => tensor.float_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
         data_type::DOUBLE => tensor.double_data.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
@@ -141,7 +188,8 @@ fn from_typed(tensor: &TensorProto, n: usize) -> Result<ConstData, TensorError> 
         data_type::FLOAT16 => ints.iter().flat_map(|&x| f16::from_bits(x as u16).to_f32().to_le_bytes()).collect(),
         data_type::BFLOAT16 => ints.iter().flat_map(|&x| bf16::from_bits(x as u16).to_f32().to_le_bytes()).collect(),
         data_type::BOOL => ints.iter().map(|&x| u8::from(x != 0)).collect(),
-        data_type::UINT8 => ints.iter().map(|&x| x as u8).collect(),
+        data_type::UINT8 | data_type::INT8 => ints.iter().map(|&x| x as u8).collect(),
+        data_type::INT16 | data_type::UINT16 => ints.iter().flat_map(|&x| (x as u16).to_le_bytes()).collect(),
         _ => ints.iter().flat_map(|x| x.to_le_bytes()).collect(),
     };
     Ok(ConstData::Bytes(bytes.into()))
@@ -187,6 +235,47 @@ impl Mapped {
     fn decoded_len(&self) -> usize {
         let (stored, decoded) = self.sizes();
         self.bytes.len() / stored * decoded
+    }
+}
+
+/// Codes of less than a byte, the first one in the lowest bits of its byte.
+#[derive(Clone)]
+pub(super) struct Packed {
+    /// The bytes, each of `8 / bits` codes.
+    pub(super) bytes: Bytes,
+    /// Width and sign of a code: 2 or 4 bits.
+    pub(super) scheme: QuantScheme,
+    /// Number of codes.
+    pub(super) n: usize,
+}
+
+impl fmt::Debug for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Packed({} codes, {})", self.n, self.scheme)
+    }
+}
+
+impl Packed {
+    /// Code `i`, as a byte in two's complement.
+    fn get(&self, i: usize) -> Option<u8> {
+        let bits = usize::from(self.scheme.bits);
+        let byte = *self.bytes.get(i / (8 / bits))?;
+        // To the top of the byte, then back down with the sign or without it.
+        let (left, right) = (8 - bits - i % (8 / bits) * bits, 8 - bits);
+        let top = byte << left;
+        Some(if self.scheme.signed { (top as i8 >> right) as u8 } else { top >> right })
+    }
+}
+
+impl ConstSource for Packed {
+    fn read(&self, start: u64, out: &mut [u8]) -> io::Result<()> {
+        let start = usize::try_from(start).ok().filter(|start| start.saturating_add(out.len()) <= self.n);
+        let end = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let start = start.ok_or_else(end)?;
+        for (i, to) in (start..).zip(out) {
+            *to = self.get(i).ok_or_else(end)?;
+        }
+        Ok(())
     }
 }
 
@@ -243,6 +332,26 @@ mod tests {
         let constant = constant(&tensor, None).unwrap();
         assert!(matches!(constant.data, ConstData::Source(_)));
         assert_eq!(constant.read_f32(64..66).unwrap(), [1.0, 1.015_625]);
+    }
+
+    #[test]
+    fn codes_that_share_a_byte_come_apart() {
+        let codes = |elem_type: i32, n: i64, bytes: &[u8]| {
+            let tensor = TensorProto::raw("w", elem_type, [n], bytes.to_vec());
+            constant(&tensor, None).map(|constant| constant.all_int().unwrap())
+        };
+        assert_eq!(codes(data_type::INT4, 3, &[0x8f, 0x07]).unwrap(), [-1, -8, 7]);
+        assert_eq!(codes(data_type::UINT4, 3, &[0x8f, 0x07]).unwrap(), [15, 8, 7]);
+        assert_eq!(codes(data_type::INT2, 4, &[0b10_01_11_00]).unwrap(), [0, -1, 1, -2]);
+        assert_eq!(codes(data_type::INT8, 2, &[0x80, 5]).unwrap(), [-128, 5]);
+        assert_eq!(codes(data_type::UINT16, 1, &[0xff, 0xff]).unwrap(), [65535]);
+        assert!(codes(data_type::INT4, 3, &[0x8f]).is_err());
+        let large: Vec<u8> = (0..50_000).map(|i| i as u8).collect();
+        let tensor = TensorProto::raw("w", data_type::UINT4, [100_000], large);
+        let lazy = constant(&tensor, None).unwrap();
+        assert!(matches!(lazy.data, ConstData::Source(_)));
+        assert_eq!(lazy.read_int(33..36).unwrap(), [1, 1, 1]);
+        assert_eq!(lazy.read_int(99_998..100_000).unwrap(), [15, 4]);
     }
 
     #[test]

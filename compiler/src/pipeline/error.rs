@@ -25,6 +25,12 @@ pub enum PipelineError {
         /// What was asked for.
         precision: Precision,
     },
+    /// The model is quantized already, and something else was asked for.
+    #[error("the model is quantized already, and it keeps its scales: {asked} cannot be done to it")]
+    AlreadyQuantized {
+        /// What was asked for.
+        asked: String,
+    },
     /// A file cannot be read.
     #[error("cannot read `{}`", path.display())]
     Read {

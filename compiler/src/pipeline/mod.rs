@@ -11,6 +11,7 @@
 mod bounds;
 mod demonstrations;
 mod error;
+mod given;
 mod head;
 mod layers;
 mod training;
@@ -27,7 +28,7 @@ use qail_ir::{
 };
 use qail_passes::{
     Note, NoteKind, Pass, PassContext, PassManager, PipelineOptions, Precision, Samples, default_pipeline,
-    quant::LoweringReport,
+    pipeline::given_pipeline, quant::LoweringReport,
 };
 use qail_runtime::{DeviceSpec, PortInfo, Session, TensorView, TensorViewMut};
 use qail_train::{Head, options::Method};
@@ -140,6 +141,8 @@ pub struct Built {
 /// A model and its data, read and not yet changed.
 struct Opened {
     teacher: Graph,
+    /// It brings quantizers, which are kept.
+    is_quantized: bool,
     demos: Option<Demos>,
     demonstrations: Option<Demonstrations>,
     name: String,
@@ -152,6 +155,9 @@ struct Opened {
 impl Opened {
     /// What is done to the model; notes if that was chosen for the user.
     fn method(&mut self, options: &BuildOptions) -> Result<Method, PipelineError> {
+        if self.is_quantized {
+            return given::method(options);
+        }
         let Some(training) = &options.training else { return Ok(Method::Ptq) };
         let has_actions = self.demos.as_ref().is_some_and(|demos| demos.actions().is_some());
         let precision = options.passes.precision;
@@ -181,11 +187,13 @@ impl Opened {
 fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
     let imported = frontend::import(model, &options.import)?;
     let teacher = imported.graph;
-    if options.passes.precision.needs_data() && options.demos.is_none() {
+    let is_quantized = given::accepted(&teacher, options)?;
+    if options.passes.precision.needs_data() && options.demos.is_none() && !is_quantized {
         return Err(PipelineError::NeedsData { precision: options.passes.precision });
     }
     let mut opened = Opened {
         teacher,
+        is_quantized,
         demos: None,
         demonstrations: None,
         name: model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -224,15 +232,23 @@ pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observe
         let quantized = training::quantized(&checkpoint, notes, pass_notes, observer)?;
         return Ok(Quantized { teacher: Some(teacher), demonstrations, ..quantized });
     }
-    let passes = default_pipeline(&options.passes);
+    let passes = if opened.is_quantized { given_pipeline() } else { default_pipeline(&options.passes) };
     let passed = run_passes(&opened.teacher, opened.samples(), passes, options.seed, observer)?;
+    if opened.is_quantized {
+        opened.notes.push(given::note(passed.lowering.as_ref()));
+    }
     let provenance = Provenance {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         model_sha256: opened.model_sha256,
         data_sha256: opened.data_sha256,
-        flags: flags(options),
+        flags: flags(options, opened.is_quantized),
         seed: options.seed,
-        method: if options.passes.precision == Precision::F32 { "none" } else { "ptq" }.to_owned(),
+        method: match options.passes.precision {
+            _ if opened.is_quantized => given::PRECISION,
+            Precision::F32 => "none",
+            _ => "ptq",
+        }
+        .to_owned(),
         reproducible: true,
         // Nothing that quantization computes depends on the instruction set.
         isa: "any".to_owned(),
@@ -244,7 +260,7 @@ pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observe
         notes: opened.notes,
         pass_notes: passed.notes,
         demonstrations: opened.demonstrations,
-        precision: options.passes.effective(),
+        precision: if opened.is_quantized { given::PRECISION.to_owned() } else { options.passes.effective() },
         name: opened.name,
         control_rate_hz: options.policy.control_rate_hz.unwrap_or(0.0),
         provenance,
@@ -310,14 +326,15 @@ pub struct Checked {
 pub fn check(model: &Path, options: &BuildOptions) -> Result<Checked, PipelineError> {
     let imported = frontend::import(model, &options.import)?;
     let samples: Vec<Sample> = (0..2).map(|seed| random_sample(&imported.graph, seed)).collect::<Result<_, _>>()?;
-    let passes = default_pipeline(&options.passes);
+    let is_quantized = given::accepted(&imported.graph, options)?;
+    let passes = if is_quantized { given_pipeline() } else { default_pipeline(&options.passes) };
     let passed = run_passes(&imported.graph, Some(&samples), passes, options.seed, &mut Silent)?;
     qail_codegen::build(&passed.graph, &qail_codegen::BuildOptions::default())?;
     Ok(Checked {
-        precision: options.passes.effective(),
+        precision: if is_quantized { given::PRECISION.to_owned() } else { options.passes.effective() },
         layers: layers::layers(&passed.graph, passed.lowering.as_ref()),
         notes: imported.notes,
-        needs_data: options.passes.precision.needs_data(),
+        needs_data: options.passes.precision.needs_data() && !is_quantized,
     })
 }
 
@@ -417,14 +434,17 @@ fn compare(
 }
 
 /// Flags that change the result, in a fixed order.
-fn flags(options: &BuildOptions) -> Vec<String> {
-    let mut flags = vec![format!("bits={}", options.passes.precision)];
-    if options.passes.precision != Precision::F32 {
-        flags.push(format!("edge-bits={}", options.passes.edge_bits));
-    }
-    if options.passes.precision.needs_data() {
-        flags.push(format!("observer={}", options.passes.calibrate.observer));
-        flags.push(format!("calibration-samples={}", options.n_calibration));
+fn flags(options: &BuildOptions, is_quantized: bool) -> Vec<String> {
+    let mut flags = Vec::new();
+    if !is_quantized {
+        flags.push(format!("bits={}", options.passes.precision));
+        if options.passes.precision != Precision::F32 {
+            flags.push(format!("edge-bits={}", options.passes.edge_bits));
+        }
+        if options.passes.precision.needs_data() {
+            flags.push(format!("observer={}", options.passes.calibrate.observer));
+            flags.push(format!("calibration-samples={}", options.n_calibration));
+        }
     }
     flags.extend(options.import.dims.iter().map(|(name, extent)| format!("dim:{name}={extent}")));
     flags.extend(options.import.outputs.iter().flatten().map(|name| format!("output={name}")));

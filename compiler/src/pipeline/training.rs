@@ -123,6 +123,9 @@ pub struct Trained {
 /// Everything that is wrong with the model or the data, and training that fails.
 pub fn train(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Trained, PipelineError> {
     let mut opened = super::open(model, options)?;
+    if opened.is_quantized {
+        return Err(PipelineError::AlreadyQuantized { asked: "training".to_owned() });
+    }
     let method = opened.method(options)?;
     let training = options.training.as_ref().filter(|_| method.trains()).ok_or_else(|| PipelineError::Method {
         method,
@@ -339,7 +342,7 @@ fn facts(
     train_options: &TrainOptions,
     options: &BuildOptions,
 ) -> BTreeMap<String, String> {
-    let mut all_flags = flags(options);
+    let mut all_flags = flags(options, false);
     all_flags.extend(train_options.facts().into_iter().map(|(name, value)| format!("{name}={value}")));
     all_flags.push(format!("head={head}"));
     let numbered = all_flags.into_iter().enumerate().map(|(i, flag)| (format!("{FLAG}{i:04}"), flag));

@@ -10,4 +10,5 @@ mod models;
 mod node_cases;
 mod ops;
 mod policies;
+mod quantized;
 mod requests;

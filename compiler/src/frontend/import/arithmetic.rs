@@ -76,7 +76,9 @@ fn apply(cx: &mut NodeCx<'_>, name: String, f: BinaryFn, a: Tensor, b: Tensor) -
         let result = cx.builder.emit(name, Op::Binary(Binary { f }), &[a, b], &cx.origin)?;
         return match result {
             Tensor::Known(_) => Ok(result),
-            Tensor::Computed(_) => Err(OpError::invalid("its result does not fit the type of its operands")),
+            Tensor::Computed(_) | Tensor::Codes(..) => {
+                Err(OpError::invalid("its result does not fit the type of its operands"))
+            }
         };
     }
     let number = |x: Tensor| cx.ty(x).dtype().is_some_and(|dtype| dtype != DType::Bool);

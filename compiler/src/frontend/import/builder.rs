@@ -3,12 +3,23 @@
 //! A tensor is either known now or computed at run time. Known tensors are
 //! placed into the graph when something computed reads them, once each, so that
 //! shared weights stay shared; an operation on known tensors alone is folded.
+//!
+//! What a model computes on codes is computed here on the numbers that the
+//! codes stand for. A tensor remembers that it holds codes, so that nobody
+//! takes them for numbers; a known tensor that was read from codes remembers
+//! them, so that a layer whose weight it becomes has exactly those.
 
 use std::collections::BTreeMap;
 
-use qail_ir::{Constant, DType, Elem, Graph, Op, Origin, TensorType, ValueId};
+use qail_ir::{
+    Constant, DType, Elem, FakeQuant, Graph, Op, Origin, QuantScheme, Reduce, ReduceFn, TensorType, Transpose, ValueId,
+};
 
-use super::{OpError, fold, transposed::transposed};
+use super::{
+    OpError, fold,
+    quantized::{MatrixQuant, WeightQuant},
+    transposed::transposed,
+};
 use crate::frontend::{dims::MAX_VALUE_ELEMENTS, tensor::MAX_RANK};
 
 /// Weights above this size are transposed when they are read, not before.
@@ -28,6 +39,32 @@ pub(super) enum Tensor {
     Known(KnownId),
     /// It is computed at run time.
     Computed(ValueId),
+    /// Codes, computed at run time; the value is what they stand for.
+    Codes(ValueId, CodesId),
+}
+
+/// Names the codes of one quantizer of one [`Builder`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct CodesId(usize);
+
+/// What codes stand for: `scale * (code - zero_point)`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Codes {
+    /// The step.
+    pub(super) scale: f32,
+    /// Code of zero, as the model has it.
+    pub(super) zero_point: i64,
+    /// Width and sign in the model.
+    pub(super) scheme: QuantScheme,
+    /// The node that makes the codes.
+    pub(super) node: String,
+}
+
+impl Codes {
+    /// True if the codes of both stand for the same numbers.
+    pub(super) fn agrees(&self, other: &Self) -> bool {
+        (self.scale, self.zero_point, self.scheme) == (other.scale, other.zero_point, other.scheme)
+    }
 }
 
 #[derive(Debug)]
@@ -36,6 +73,10 @@ struct Known {
     constant: Constant,
     origin: Origin,
     placed: Option<ValueId>,
+    /// How it was quantized.
+    quant: Option<WeightQuant>,
+    /// Its place as a weight, quantized.
+    placed_weight: Option<ValueId>,
 }
 
 /// The graph and the tensors that are known.
@@ -44,6 +85,7 @@ pub(super) struct Builder {
     /// The graph so far.
     pub(super) graph: Graph,
     known: Vec<Known>,
+    codes: Vec<Codes>,
     weights: BTreeMap<(KnownId, bool, u32), KnownId>,
     budget: fold::Budget,
 }
@@ -54,6 +96,7 @@ impl Builder {
         Self {
             graph: Graph::new(name),
             known: Vec::new(),
+            codes: Vec::new(),
             weights: BTreeMap::new(),
             budget: fold::Budget::new(folded_bytes),
         }
@@ -61,15 +104,56 @@ impl Builder {
 
     /// Adds a known tensor.
     pub(super) fn known(&mut self, name: impl Into<String>, constant: Constant, origin: Origin) -> Tensor {
-        self.known.push(Known { name: name.into(), constant, origin, placed: None });
+        let name = name.into();
+        self.known.push(Known { name, constant, origin, placed: None, quant: None, placed_weight: None });
         Tensor::Known(KnownId(self.known.len() - 1))
+    }
+
+    /// Remembers how a known tensor was quantized.
+    pub(super) fn set_quant(&mut self, tensor: Tensor, quant: Option<WeightQuant>) {
+        if let Tensor::Known(id) = tensor {
+            self.known[id.0].quant = quant;
+        }
+    }
+
+    /// How a known tensor was quantized.
+    fn quant(&self, tensor: Tensor) -> Option<&WeightQuant> {
+        match tensor {
+            Tensor::Known(id) => self.known[id.0].quant.as_ref(),
+            Tensor::Computed(_) | Tensor::Codes(..) => None,
+        }
+    }
+
+    /// Marks a value as what codes stand for.
+    pub(super) fn as_codes(&mut self, value: ValueId, codes: Codes) -> Tensor {
+        self.codes.push(codes);
+        Tensor::Codes(value, CodesId(self.codes.len() - 1))
+    }
+
+    /// What the codes of a tensor stand for, if it holds codes.
+    pub(super) fn codes(&self, tensor: Tensor) -> Option<&Codes> {
+        match tensor {
+            Tensor::Codes(_, id) => self.codes.get(id.0),
+            Tensor::Known(_) | Tensor::Computed(_) => None,
+        }
+    }
+
+    /// Fails if a tensor holds codes that would be taken for numbers.
+    pub(super) fn expect_numbers(&self, tensor: Tensor) -> Result<(), OpError> {
+        match self.codes(tensor) {
+            None => Ok(()),
+            Some(codes) => Err(OpError::unsupported(
+                format!("it takes the codes of `{}` for numbers", codes.node),
+                "put a DequantizeLinear in front of it, or use the operator that takes scales",
+            )),
+        }
     }
 
     /// Type of a tensor.
     pub(super) fn ty(&self, tensor: Tensor) -> &TensorType {
         match tensor {
             Tensor::Known(id) => &self.known[id.0].constant.ty,
-            Tensor::Computed(value) => self.graph.ty(value),
+            Tensor::Computed(value) | Tensor::Codes(value, _) => self.graph.ty(value),
         }
     }
 
@@ -77,14 +161,14 @@ impl Builder {
     pub(super) fn constant(&self, tensor: Tensor) -> Option<&Constant> {
         match tensor {
             Tensor::Known(id) => Some(&self.known[id.0].constant),
-            Tensor::Computed(_) => None,
+            Tensor::Computed(_) | Tensor::Codes(..) => None,
         }
     }
 
     /// The value of a tensor in the graph.
     pub(super) fn place(&mut self, tensor: Tensor) -> ValueId {
         match tensor {
-            Tensor::Computed(value) => value,
+            Tensor::Computed(value) | Tensor::Codes(value, _) => value,
             Tensor::Known(id) => {
                 let Self { graph, known, .. } = self;
                 let known = &mut known[id.0];
@@ -108,7 +192,7 @@ impl Builder {
     /// Gives a tensor of this origin another name, if the one that it has begins with `made`.
     pub(super) fn rename(&mut self, tensor: Tensor, made: &str, origin: &Origin, name: String) {
         match tensor {
-            Tensor::Computed(value) => {
+            Tensor::Computed(value) | Tensor::Codes(value, _) => {
                 let node = self.graph.node(value.node);
                 if node.origin == *origin && node.name.starts_with(made) && !matches!(node.op, Op::Input(_)) {
                     self.graph.rename(value.node, name);
@@ -124,6 +208,28 @@ impl Builder {
                 }
             }
         }
+    }
+
+    /// The value of a weight `[K, N]` of a layer: behind its quantizer, if it was
+    /// read from codes.
+    fn place_weight(&mut self, tensor: Tensor) -> Result<ValueId, OpError> {
+        let value = self.place(tensor);
+        let Tensor::Known(id) = tensor else { return Ok(value) };
+        let known = &self.known[id.0];
+        if let Some(placed) = known.placed_weight {
+            return Ok(placed);
+        }
+        let Some(MatrixQuant { scheme, group, scales }) = known.quant.as_ref().and_then(WeightQuant::of_matrix) else {
+            return Ok(value);
+        };
+        let (name, origin) = (known.name.clone(), known.origin.clone());
+        let n = self.graph.ty(value).shape.last().copied().unwrap_or(1);
+        let shape = if group.is_some() { vec![scales.len() / n.max(1), n] } else { vec![n] };
+        let fake = FakeQuant { scheme, lo: scheme.lo(), hi: scheme.hi(), axis: Some(1), group };
+        let scales = self.graph.add_const(format!("{name}.s"), Constant::f32(shape, &scales), Origin::default());
+        let quantized = self.graph.add(format!("{name}.q"), Op::FakeQuant(fake), &[value, scales], origin)?.value();
+        self.known[id.0].placed_weight = Some(quantized);
+        Ok(quantized)
     }
 
     /// Sets memory aside for a constant that is made here and not in the file.
@@ -149,6 +255,7 @@ impl Builder {
             let remedy = "join the operands in several steps";
             return Err(OpError::unsupported(format!("it has {} operands", operands.len()), remedy));
         }
+        let codes = self.moved_codes(&op, operands)?;
         let types: Vec<&TensorType> = operands.iter().map(|&tensor| self.ty(tensor)).collect();
         let ty = op.infer(&types)?.into_iter().next().unwrap_or_else(|| TensorType::f32([]));
         if is_empty_list(&ty) && operands.iter().all(|&tensor| self.constant(tensor).is_some()) {
@@ -162,18 +269,70 @@ impl Builder {
             (_, None) => {}
             (Op::Reshape(_), Some(constants)) => {
                 if let Some(Constant { data, .. }) = constants.into_iter().next() {
-                    return Ok(self.known(name, Constant { ty, data }, origin.clone()));
+                    let quant = self.moved_quant(&op, operands, &ty);
+                    let moved = self.known(name, Constant { ty, data }, origin.clone());
+                    self.set_quant(moved, quant);
+                    return Ok(moved);
                 }
             }
             (_, Some(constants)) => {
                 let affordable = self.budget.take_work(work) && self.budget.take_bytes(&ty) && fold::is_small(&op, &ty);
                 if let Some(constant) = if affordable { fold::evaluate(&op, &constants) } else { None } {
-                    return Ok(self.known(name, constant, origin.clone()));
+                    let quant = self.moved_quant(&op, operands, &ty);
+                    let folded = self.known(name, constant, origin.clone());
+                    self.set_quant(folded, quant);
+                    return Ok(folded);
                 }
             }
         }
-        let values: Vec<ValueId> = operands.iter().map(|&tensor| self.place(tensor)).collect();
-        Ok(Tensor::Computed(self.graph.add(name, op, &values, origin.clone())?.value()))
+        let is_weight = |slot: usize| slot == 1 && matches!(op, Op::Linear(_));
+        let values: Vec<ValueId> = operands
+            .iter()
+            .enumerate()
+            .map(|(slot, &tensor)| if is_weight(slot) { self.place_weight(tensor) } else { Ok(self.place(tensor)) })
+            .collect::<Result<_, OpError>>()?;
+        let value = self.graph.add(name, op, &values, origin.clone())?.value();
+        Ok(codes.map_or(Tensor::Computed(value), |codes| Tensor::Codes(value, codes)))
+    }
+
+    /// The codes behind an operation that moves or selects codes; fails if it
+    /// computes with them.
+    fn moved_codes(&self, op: &Op, operands: &[Tensor]) -> Result<Option<CodesId>, OpError> {
+        let ids = operands.iter().filter_map(|tensor| match tensor {
+            Tensor::Codes(_, id) => Some(*id),
+            Tensor::Known(_) | Tensor::Computed(_) => None,
+        });
+        let ids: Vec<CodesId> = ids.collect();
+        let Some(&first) = ids.first() else { return Ok(None) };
+        let zero_is_zero = self.codes.get(first.0).is_some_and(|codes| codes.zero_point == 0);
+        let moves = match op {
+            Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Expand(_) | Op::Gather(_) => ids.len() == 1,
+            Op::Concat(_) => {
+                let agree =
+                    |id: &CodesId| self.codes.get(id.0).zip(self.codes.get(first.0)).is_some_and(|(a, b)| a.agrees(b));
+                ids.len() == operands.len() && ids.iter().all(agree)
+            }
+            // What stands outside of a window is a code, too.
+            Op::Unfold(unfold) => unfold.fill == f32::NEG_INFINITY || (unfold.fill == 0.0 && zero_is_zero),
+            Op::Reduce(Reduce { f: ReduceFn::Max | ReduceFn::Min, .. }) => true,
+            _ => false,
+        };
+        if moves {
+            return Ok(Some(first));
+        }
+        operands.iter().try_for_each(|&tensor| self.expect_numbers(tensor)).map(|()| None)
+    }
+
+    /// How a known tensor that was moved is quantized, if it still is.
+    fn moved_quant(&self, op: &Op, operands: &[Tensor], ty: &TensorType) -> Option<WeightQuant> {
+        let &[x] = operands else { return None };
+        let quant = self.quant(x)?;
+        match op {
+            Op::Reshape(_) => quant.reshaped(&ty.shape),
+            Op::Transpose(Transpose { perm }) => quant.transposed(perm),
+            Op::Slice(_) => quant.part(&ty.shape),
+            _ => None,
+        }
     }
 
     /// A weight matrix `[K, N]` from a known matrix, transposed and scaled.
@@ -210,10 +369,12 @@ impl Builder {
             let elements: Vec<f32> = constant.all_f32()?.into_iter().map(|x| x * factor).collect();
             Constant::f32(constant.ty.shape, &elements)
         };
-        let Known { name, origin, .. } = &self.known[id.0];
+        let Known { name, origin, quant, .. } = &self.known[id.0];
+        let quant = quant.as_ref().filter(|_| scale == 1.0).and_then(|quant| quant.transposed(&[1, 0]));
         let name = if scale == 1.0 { name.clone() } else { format!("{reader}.weight") };
         let origin = origin.clone();
         let made = self.known(name, made, origin);
+        self.set_quant(made, quant);
         if let Tensor::Known(made) = made {
             self.weights.insert(key, made);
         }

@@ -21,6 +21,11 @@ const MAX_LAYERS: usize = 32;
 pub(super) fn conv(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     let (x, w) = (cx.float(0)?, cx.float(1)?);
     let bias = bias(cx)?;
+    Ok(vec![of_tensors(cx, x, w, bias)?])
+}
+
+/// The convolution of three tensors, with the attributes of the node.
+pub(super) fn of_tensors(cx: &mut NodeCx<'_>, x: Tensor, w: Tensor, bias: Option<Tensor>) -> Result<Tensor, OpError> {
     let groups = groups(cx)?;
     let (shape, kernel) = (cx.shape(x), cx.shape(w));
     let (Some(extents), Some(kernel)) = (shape.get(2..), kernel.get(2..)) else {
@@ -33,7 +38,7 @@ pub(super) fn conv(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
         }
     }
     let windows: Vec<Window> = places::read(cx, extents, kernel, false)?.iter().map(places::Place::window).collect();
-    Ok(vec![convolve(cx, x, w, bias, &windows, groups)?])
+    convolve(cx, x, w, bias, &windows, groups)
 }
 
 fn groups(cx: &NodeCx<'_>) -> Result<usize, OpError> {

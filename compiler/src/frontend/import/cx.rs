@@ -81,6 +81,7 @@ impl<'a> NodeCx<'a> {
 
     /// Fails unless the elements are floats.
     pub(super) fn expect_float(&self, tensor: Tensor) -> Result<(), OpError> {
+        self.builder.expect_numbers(tensor)?;
         let ty = self.ty(tensor);
         if ty.is_f32() {
             return Ok(());
@@ -188,6 +189,16 @@ impl<'a> NodeCx<'a> {
         self.attribute(name, attribute_type::STRINGS, |attribute| {
             Some(attribute.strings.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect())
         })
+    }
+
+    /// Name of the node in messages.
+    pub(super) fn node_name(&self) -> String {
+        self.origin.names().collect::<Vec<_>>().join(" + ")
+    }
+
+    /// True unless an operand was left out.
+    pub(super) fn is_given(&self, index: usize) -> bool {
+        self.operands.get(index).is_some_and(Option::is_some)
     }
 
     /// An attribute that is a list of integers.

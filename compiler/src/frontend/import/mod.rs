@@ -26,6 +26,7 @@ mod normalization;
 mod pad;
 mod places;
 mod pool;
+mod quantized;
 mod recurrent;
 mod reduce;
 mod remedy;
@@ -95,7 +96,7 @@ impl From<ConstError> for OpError {
 type Import = fn(&mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError>;
 
 /// The importers of the standard operators, sorted by name.
-const IMPORTERS: [(&str, Import); 149] = [
+const IMPORTERS: [(&str, Import); 156] = [
     ("Abs", activation::abs),
     ("Acos", |cx| activation::unary(cx, UnaryFn::Acos)),
     ("Acosh", |cx| activation::unary(cx, UnaryFn::Acosh)),
@@ -121,18 +122,21 @@ const IMPORTERS: [(&str, Import); 149] = [
     ("Ceil", |cx| activation::unary(cx, UnaryFn::Ceil)),
     ("Celu", activation::celu),
     ("CenterCropPad", pad::center),
-    ("Clip", activation::clip),
+    ("Clip", |cx| quantized::clip(cx)?.map_or_else(|| activation::clip(cx), |codes| Ok(vec![codes]))),
     ("Concat", concat::concat),
     ("Constant", constant::constant),
     ("ConstantOfShape", constant::constant_of_shape),
     ("Conv", conv::conv),
+    ("ConvInteger", quantized::conv_integer),
     ("ConvTranspose", conv::conv_transpose),
     ("Cos", |cx| activation::unary(cx, UnaryFn::Cos)),
     ("Cosh", |cx| activation::unary(cx, UnaryFn::Cosh)),
     ("CumSum", select::cum_sum),
     ("DepthToSpace", pad::depth_to_space),
+    ("DequantizeLinear", quantized::dequantize_linear),
     ("Div", |cx| arithmetic::binary(cx, BinaryFn::Div)),
     ("Dropout", shape::dropout),
+    ("DynamicQuantizeLinear", quantized::dynamic),
     ("Einsum", einsum::einsum),
     ("Elu", activation::elu),
     ("Equal", |cx| logic::compare(cx, CompareFn::Eq)),
@@ -174,6 +178,7 @@ const IMPORTERS: [(&str, Import); 149] = [
     ("LpNormalization", normalization::lp),
     ("LpPool", |cx| pool::lp(cx, false)),
     ("MatMul", linear::matmul),
+    ("MatMulInteger", quantized::matmul_integer),
     ("Max", |cx| arithmetic::variadic(cx, BinaryFn::Max)),
     ("MaxPool", pool::max),
     ("Mean", arithmetic::mean),
@@ -190,6 +195,9 @@ const IMPORTERS: [(&str, Import); 149] = [
     ("PRelu", activation::prelu),
     ("Pad", pad::pad),
     ("Pow", arithmetic::pow),
+    ("QLinearConv", quantized::qlinear_conv),
+    ("QLinearMatMul", quantized::qlinear_matmul),
+    ("QuantizeLinear", quantized::quantize_linear),
     ("RMSNormalization", normalization::root_mean_square),
     ("RNN", |cx| recurrent::layer(cx, Cell::Rnn)),
     ("Range", constant::range),
@@ -286,6 +294,11 @@ pub(super) fn build(checked: &Checked<'_>, model_bytes: usize, findings: &mut Fi
             findings.blocker("output", name, "it has no elements", "name other outputs with --output");
             continue;
         }
+        if let Err(OpError::Unsupported { reason, .. }) = builder.expect_numbers(tensor) {
+            let remedy = "name the result of the DequantizeLinear behind it with --output";
+            findings.blocker("output", name, reason, remedy);
+            continue;
+        }
         let value = builder.place(tensor);
         builder.graph.add_output(name, value);
     }
@@ -318,7 +331,11 @@ fn import_node<'m>(
 ) -> Vec<Tensor> {
     let label = label(index, node);
     let standard = node.domain.is_empty() || node.domain == "ai.onnx";
-    let import = if standard { importer(&node.op_type) } else { None };
+    let import = match node.domain.as_str() {
+        _ if standard => importer(&node.op_type),
+        "com.microsoft" => quantized::contributed(&node.op_type),
+        _ => None,
+    };
     let present = |name: &&String| !name.is_empty();
     let branches = standard && node.op_type == "If";
     let is_known = |name: &String| matches!(scope.get(name), Some(Tensor::Known(_)));

@@ -15,13 +15,6 @@ pub(super) fn unknown_operator(node: &NodeProto) -> (String, String) {
         _ if node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty()) => {
             ("control flow is not supported", "export by tracing with fixed conditions, or unroll the loop")
         }
-        "QuantizeLinear"
-        | "DequantizeLinear"
-        | "DynamicQuantizeLinear"
-        | "QLinearMatMul"
-        | "QLinearConv"
-        | "MatMulInteger"
-        | "ConvInteger" => ("already-quantized models are not supported yet", "pass the float model"),
         "RandomNormal" | "RandomNormalLike" | "RandomUniform" | "RandomUniformLike" | "Multinomial" | "Bernoulli" => (
             "random numbers are not supported",
             "name a deterministic output with --output, the random branch then disappears",
