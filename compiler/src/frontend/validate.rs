@@ -314,7 +314,6 @@ fn read_constant(tensor: &TensorProto, folder: &mut Folder, findings: &mut Findi
 pub(super) fn remedy_for(elem_type: i32) -> &'static str {
     match elem_type {
         data_type::STRING => "move text processing out of the exported model",
-        data_type::INT8 | data_type::INT4 | data_type::UINT4 => "pass the model as it was before quantization",
         _ => "export weights as float32",
     }
 }

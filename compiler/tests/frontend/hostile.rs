@@ -208,13 +208,13 @@ fn constants_must_be_as_long_as_they_say() {
 fn text_and_odd_types_are_refused() {
     let text =
         TensorProto { dims: vec![1], data_type: data_type::STRING, name: "t".to_owned(), ..TensorProto::default() };
-    let codes = TensorProto::raw("q", data_type::INT4, [2], vec![0x21]);
+    let codes = TensorProto::raw("q", 17, [2], vec![0x21, 0x43]);
     let newer = TensorProto::raw("n", 99, [2], vec![0x21]);
     let tiny = Tiny::new(13, &[1, 2]).tensor(text).tensor(codes).tensor(newer).node("Sum", "x t q n", "y", vec![]);
     insta::assert_snapshot!(tiny.error(), @r"
     the model needs what is not supported
       constant `t`: string constants are not supported; move text processing out of the exported model
-      constant `q`: int4 constants are not supported; pass the model as it was before quantization
+      constant `q`: float8 constants are not supported; export weights as float32
       constant `n`: type 99 constants are not supported; export weights as float32
     ");
     let mut tiny = relu();
