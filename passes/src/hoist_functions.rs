@@ -29,7 +29,7 @@ impl Pass for HoistFunctions {
     }
 
     fn run(&self, graph: &mut Graph, _cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
-        let mut dead = Vec::new();
+        let mut changed = Changed::No;
         for id in graph.topo() {
             let f = match graph.node(id).op {
                 Op::Unary(Unary { f }) => Some(f),
@@ -44,10 +44,10 @@ impl Pass for HoistFunctions {
             let moved = rewrite::add(graph, &node.name, node.op, &operands, node.origin)?;
             graph.rewire(first, 0, moved);
             graph.replace_uses(id.value(), last);
-            dead.push(id);
+            // At once: what it read may have one reader less, for a quantizer behind it.
+            rewrite::sweep(graph, [id]);
+            changed = Changed::Yes;
         }
-        let changed = Changed::when(!dead.is_empty());
-        rewrite::sweep(graph, dead);
         Ok(changed)
     }
 }
