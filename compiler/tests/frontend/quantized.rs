@@ -246,7 +246,7 @@ fn gemm_and_sums_of_onnx_runtime_are_taken_apart() {
 fn packed_blocks_become_groups() {
     let nbits = |attributes: Vec<AttributeProto>| {
         // Two columns of 20 rows, 4 bits, blocks of 16: two of 8 bytes each.
-        let bytes: Vec<u8> = (0..2 * 2 * 8u8).map(|i| i % 16 | (15 - i % 16) << 4).collect();
+        let bytes: Vec<u8> = (0..2 * 2 * 8u8).map(|i| (i % 16) | ((15 - i % 16) << 4)).collect();
         let tiny = Tiny::new(21, &[1, 20]).tensor(u8s("b", &[2, 2, 8], &bytes)).f32("s", &[4], &[1.0, 0.5, -1.0, 2.0]);
         contributed(tiny, "MatMulNBits", "x b s", "y", attributes)
     };
@@ -256,7 +256,7 @@ fn packed_blocks_become_groups() {
     assert_eq!((scheme, group), (QuantScheme::signed(4), Some(16)));
     let expected = |k: usize, n: usize| {
         let byte = (n * 16 + k / 2) % 16;
-        (if k % 2 == 0 { byte as i64 } else { 15 - byte as i64 }) - 8
+        (if k.is_multiple_of(2) { byte as i64 } else { 15 - byte as i64 }) - 8
     };
     let expected: Vec<i64> = (0..20).flat_map(|k| [expected(k, 0), expected(k, 1)]).collect();
     assert_eq!(codes, expected);
