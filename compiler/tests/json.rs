@@ -16,8 +16,8 @@ use support::{DEMOS, EXPERT};
 const ROWS: &[(&[&str], i32, &str)] = &[
     (&["check", EXPERT], 0, "/ready"),
     (&["check", "missing.onnx"], 4, "/error/causes/0"),
-    (&["check", "lstm.onnx"], 3, "/blockers/0/remedy"),
-    (&["compile", "lstm.onnx", "-b", "f32"], 3, "/blockers/0/node"),
+    (&["check", "unsupported.onnx"], 3, "/blockers/0/remedy"),
+    (&["compile", "unsupported.onnx", "-b", "f32"], 3, "/blockers/0/node"),
     (
         &["compile", EXPERT, "--method", "ptq", "--demos", DEMOS, "--calibration-samples", "64", "-o", "a.qail"],
         0,
@@ -66,12 +66,12 @@ fn qailc(folder: &Path, args: &[&str]) -> (i32, String, String) {
 }
 
 /// A recurrent network, which this version refuses.
-fn write_lstm(path: &Path) {
+fn write_unsupported(path: &Path) {
     use prost::Message;
     use qailc::frontend::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto, data_type};
     let tensor = |name| ValueInfoProto::tensor(name, data_type::FLOAT, &[1, 1, 4]);
     let node = NodeProto {
-        op_type: "LSTM".to_owned(),
+        op_type: "NonZero".to_owned(),
         input: vec!["x".to_owned()],
         output: vec!["y".to_owned()],
         ..NodeProto::default()
@@ -91,7 +91,7 @@ fn write_lstm(path: &Path) {
 #[test]
 fn every_command_prints_one_document() {
     let folder = tempfile::tempdir().unwrap();
-    write_lstm(&folder.path().join("lstm.onnx"));
+    write_unsupported(&folder.path().join("unsupported.onnx"));
     for (args, exit, field) in ROWS {
         let (code, out, err) = qailc(folder.path(), &[&["--json"], *args].concat());
         assert_eq!(code, *exit, "{args:?}: {err}");

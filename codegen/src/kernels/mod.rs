@@ -26,6 +26,7 @@ pub(crate) mod reduce;
 pub(crate) mod requantize;
 pub(crate) mod rows;
 pub(crate) mod select;
+pub(crate) mod trim;
 pub(crate) mod unary;
 pub(crate) mod unfold;
 
@@ -152,7 +153,10 @@ pub(crate) fn specialize(
             invariant: format!("a kernel takes {n_replaced} parameters, {} are given", params.len()),
         });
     }
-    Ok(text)
+    Ok(match params.iter().find(|(name, _)| *name == "FUNCTION") {
+        Some((_, Param::U32(function))) => trim::trimmed(&text, *function),
+        _ => text,
+    })
 }
 
 /// Workgroups for `n` rows along y, the rest along z: a shader computes
