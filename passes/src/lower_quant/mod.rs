@@ -6,7 +6,7 @@
 //! - `lookup`, behind 8-bit codes and functions of one number,
 //! - `qsum` and `requantize`, behind a sum or mean of codes: `M = nearest(s_in / (n s_out))`,
 //! - `qadd`, behind the sum of an accumulator or codes and codes, with one rounding:
-//!   [`region::add_numbers`](crate::quant::region::add_numbers) has the proof that 64 bits hold it.
+//!   [`region::add_numbers`] has the proof that 64 bits hold it.
 //!
 //! A layer whose input and weights are quantized becomes `qlinear`: weight codes
 //! from the nominal steps in `f64`, bias `B = rne(b / (s_in s_w)) - z_in sum(w)`,
