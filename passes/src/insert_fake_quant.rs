@@ -26,8 +26,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use qail_ir::{
-    ConstData, Constant, DType, FakeQuant, Graph, Linear, NodeId, Op, Origin, QuantScheme, TensorType, Unary, UnaryFn,
-    ValueId,
+    ConstData, Constant, DType, FakeQuant, Graph, Linear, NodeId, Op, Origin, QuantScheme, TensorType, Unary, ValueId,
 };
 
 use crate::{
@@ -461,8 +460,8 @@ impl Insertion {
         self.quantize_operand_of_table(graph, &chain)?;
         let last = chain.functions.last().copied();
         let Some(group) = group else {
-            let scheme = QuantScheme { bits, signed: !last.is_some_and(never_negative) };
-            return fake_quant(graph, value, whole_range(scheme), None, last.is_some_and(short_negative_side));
+            let scheme = QuantScheme { bits, signed: !last.is_some_and(flow::never_negative) };
+            return fake_quant(graph, value, whole_range(scheme), None, last.is_some_and(flow::short_negative_side));
         };
         // Parts of a concatenation have one step, so they have one scheme too; `calibrate` makes it
         // unsigned where no part is negative.
@@ -537,66 +536,4 @@ fn fake_quant(
         operands.push(graph.add_const(format!("{name}.z"), zero, Origin::default()));
     }
     rewrite::add(graph, &format!("{name}.q"), Op::FakeQuant(fake), &operands, origin)
-}
-
-fn never_negative(f: UnaryFn) -> bool {
-    match f {
-        UnaryFn::Relu
-        | UnaryFn::Sigmoid
-        | UnaryFn::Abs
-        | UnaryFn::Exp
-        | UnaryFn::Sqrt
-        | UnaryFn::Cosh
-        | UnaryFn::Acosh
-        | UnaryFn::Acos
-        | UnaryFn::HardSigmoid { .. }
-        | UnaryFn::Softplus => true,
-        UnaryFn::Clip { min, .. } => min >= 0.0,
-        // With a zero point.
-        f if short_negative_side(f) => true,
-        UnaryFn::Tanh
-        | UnaryFn::Neg
-        | UnaryFn::Log
-        | UnaryFn::Reciprocal
-        | UnaryFn::Softsign
-        | UnaryFn::Erf
-        | UnaryFn::Silu
-        | UnaryFn::Elu { .. }
-        | UnaryFn::LeakyRelu { .. }
-        | UnaryFn::Gelu
-        | UnaryFn::GeluTanh
-        | UnaryFn::Mish
-        | UnaryFn::Swish { .. }
-        | UnaryFn::HardSwish
-        | UnaryFn::Selu { .. }
-        | UnaryFn::Celu { .. }
-        | UnaryFn::Sin
-        | UnaryFn::Cos
-        | UnaryFn::Tan
-        | UnaryFn::Asin
-        | UnaryFn::Atan
-        | UnaryFn::Sinh
-        | UnaryFn::Asinh
-        | UnaryFn::Atanh
-        | UnaryFn::Floor
-        | UnaryFn::Ceil
-        | UnaryFn::Round
-        | UnaryFn::Sign => false,
-    }
-}
-
-fn short_negative_side(f: UnaryFn) -> bool {
-    matches!(
-        f,
-        UnaryFn::Silu
-            | UnaryFn::Elu { .. }
-            | UnaryFn::LeakyRelu { .. }
-            | UnaryFn::Gelu
-            | UnaryFn::GeluTanh
-            | UnaryFn::Mish
-            | UnaryFn::Swish { .. }
-            | UnaryFn::HardSwish
-            | UnaryFn::Selu { .. }
-            | UnaryFn::Celu { .. }
-    )
 }

@@ -56,6 +56,71 @@ pub(crate) fn fits_a_table(f: UnaryFn) -> bool {
     }
 }
 
+/// True for functions whose results fit unsigned codes: never negative, or with a
+/// short negative side that a zero point takes in.
+pub(crate) fn never_negative(f: UnaryFn) -> bool {
+    match f {
+        UnaryFn::Relu
+        | UnaryFn::Sigmoid
+        | UnaryFn::Abs
+        | UnaryFn::Exp
+        | UnaryFn::Sqrt
+        | UnaryFn::Cosh
+        | UnaryFn::Acosh
+        | UnaryFn::Acos
+        | UnaryFn::HardSigmoid { .. }
+        | UnaryFn::Softplus => true,
+        UnaryFn::Clip { min, .. } => min >= 0.0,
+        // With a zero point.
+        f if short_negative_side(f) => true,
+        UnaryFn::Tanh
+        | UnaryFn::Neg
+        | UnaryFn::Log
+        | UnaryFn::Reciprocal
+        | UnaryFn::Softsign
+        | UnaryFn::Erf
+        | UnaryFn::Silu
+        | UnaryFn::Elu { .. }
+        | UnaryFn::LeakyRelu { .. }
+        | UnaryFn::Gelu
+        | UnaryFn::GeluTanh
+        | UnaryFn::Mish
+        | UnaryFn::Swish { .. }
+        | UnaryFn::HardSwish
+        | UnaryFn::Selu { .. }
+        | UnaryFn::Celu { .. }
+        | UnaryFn::Sin
+        | UnaryFn::Cos
+        | UnaryFn::Tan
+        | UnaryFn::Asin
+        | UnaryFn::Atan
+        | UnaryFn::Sinh
+        | UnaryFn::Asinh
+        | UnaryFn::Atanh
+        | UnaryFn::Floor
+        | UnaryFn::Ceil
+        | UnaryFn::Round
+        | UnaryFn::Sign => false,
+    }
+}
+
+/// True for functions that fall a little below zero and never far.
+pub(crate) fn short_negative_side(f: UnaryFn) -> bool {
+    matches!(
+        f,
+        UnaryFn::Silu
+            | UnaryFn::Elu { .. }
+            | UnaryFn::LeakyRelu { .. }
+            | UnaryFn::Gelu
+            | UnaryFn::GeluTanh
+            | UnaryFn::Mish
+            | UnaryFn::Swish { .. }
+            | UnaryFn::HardSwish
+            | UnaryFn::Selu { .. }
+            | UnaryFn::Celu { .. }
+    )
+}
+
 /// True for operations whose result holds elements of their first operand only: codes pass through.
 ///
 /// Extremes are among them: the largest code is the code of the largest number. So are windows
