@@ -152,38 +152,8 @@ pub(super) fn unary(threads: usize, f: UnaryFn, out: &mut [f32], x: Option<&[f32
         UnaryFn::Neg => with!(|x: f32| -x),
         UnaryFn::Sqrt => with!(f32::sqrt),
         UnaryFn::Reciprocal => with!(|x| 1.0 / x),
-        UnaryFn::Elu { .. }
-        | UnaryFn::Tanh
-        | UnaryFn::Sigmoid
-        | UnaryFn::Silu
-        | UnaryFn::Exp
-        | UnaryFn::Log
-        | UnaryFn::Gelu
-        | UnaryFn::GeluTanh
-        | UnaryFn::Mish
-        | UnaryFn::Swish { .. }
-        | UnaryFn::HardSigmoid { .. }
-        | UnaryFn::HardSwish
-        | UnaryFn::Selu { .. }
-        | UnaryFn::Celu { .. }
-        | UnaryFn::Softplus
-        | UnaryFn::Softsign
-        | UnaryFn::Erf
-        | UnaryFn::Sin
-        | UnaryFn::Cos
-        | UnaryFn::Tan
-        | UnaryFn::Asin
-        | UnaryFn::Acos
-        | UnaryFn::Atan
-        | UnaryFn::Sinh
-        | UnaryFn::Cosh
-        | UnaryFn::Asinh
-        | UnaryFn::Acosh
-        | UnaryFn::Atanh
-        | UnaryFn::Floor
-        | UnaryFn::Ceil
-        | UnaryFn::Round
-        | UnaryFn::Sign => {
+        // The definition itself.
+        f => {
             with!(|x| f.eval_f32(x));
         }
     }
@@ -198,41 +168,7 @@ pub(super) fn unary_grad(threads: usize, f: UnaryFn, out: &mut [f32], x: &[f32],
             zip(threads, out, x, g, |x, g| if (x >= min) & (x <= max) { g } else { 0.0 });
         }
         UnaryFn::Neg => map(threads, out, g, |g| -g),
-        UnaryFn::Abs
-        | UnaryFn::Sqrt
-        | UnaryFn::Reciprocal
-        | UnaryFn::Elu { .. }
-        | UnaryFn::Tanh
-        | UnaryFn::Sigmoid
-        | UnaryFn::Silu
-        | UnaryFn::Exp
-        | UnaryFn::Log
-        | UnaryFn::Gelu
-        | UnaryFn::GeluTanh
-        | UnaryFn::Mish
-        | UnaryFn::Swish { .. }
-        | UnaryFn::HardSigmoid { .. }
-        | UnaryFn::HardSwish
-        | UnaryFn::Selu { .. }
-        | UnaryFn::Celu { .. }
-        | UnaryFn::Softplus
-        | UnaryFn::Softsign
-        | UnaryFn::Erf
-        | UnaryFn::Sin
-        | UnaryFn::Cos
-        | UnaryFn::Tan
-        | UnaryFn::Asin
-        | UnaryFn::Acos
-        | UnaryFn::Atan
-        | UnaryFn::Sinh
-        | UnaryFn::Cosh
-        | UnaryFn::Asinh
-        | UnaryFn::Acosh
-        | UnaryFn::Atanh
-        | UnaryFn::Floor
-        | UnaryFn::Ceil
-        | UnaryFn::Round
-        | UnaryFn::Sign => zip(threads, out, x, g, |x, g| (f.derivative_f64(f64::from(x)) * f64::from(g)) as f32),
+        f => zip(threads, out, x, g, |x, g| (f.derivative_f64(f64::from(x)) * f64::from(g)) as f32),
     }
 }
 

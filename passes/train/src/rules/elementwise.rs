@@ -16,43 +16,8 @@ pub(super) fn unary(
         UnaryFn::Neg => builder.unary(UnaryFn::Neg, g),
         // The derivative is the result, which is there already.
         UnaryFn::Exp => builder.binary(BinaryFn::Mul, g, builder.node.value()),
-        UnaryFn::Relu
-        | UnaryFn::LeakyRelu { .. }
-        | UnaryFn::Elu { .. }
-        | UnaryFn::Tanh
-        | UnaryFn::Sigmoid
-        | UnaryFn::Silu
-        | UnaryFn::Clip { .. }
-        | UnaryFn::Abs
-        | UnaryFn::Log
-        | UnaryFn::Sqrt
-        | UnaryFn::Reciprocal
-        | UnaryFn::Gelu
-        | UnaryFn::GeluTanh
-        | UnaryFn::Mish
-        | UnaryFn::Swish { .. }
-        | UnaryFn::HardSigmoid { .. }
-        | UnaryFn::HardSwish
-        | UnaryFn::Selu { .. }
-        | UnaryFn::Celu { .. }
-        | UnaryFn::Softplus
-        | UnaryFn::Softsign
-        | UnaryFn::Erf
-        | UnaryFn::Sin
-        | UnaryFn::Cos
-        | UnaryFn::Tan
-        | UnaryFn::Asin
-        | UnaryFn::Acos
-        | UnaryFn::Atan
-        | UnaryFn::Sinh
-        | UnaryFn::Cosh
-        | UnaryFn::Asinh
-        | UnaryFn::Acosh
-        | UnaryFn::Atanh
-        | UnaryFn::Floor
-        | UnaryFn::Ceil
-        | UnaryFn::Round
-        | UnaryFn::Sign => builder.add(Op::Grad(Grad::Unary(Unary { f })), &[x, g]),
+        // Defined for every function, by its derivative.
+        f => builder.add(Op::Grad(Grad::Unary(Unary { f })), &[x, g]),
     }
 }
 
