@@ -22,6 +22,8 @@ impl PartialEq for Graph {
         let header = self.name == other.name
             && self.batch_axis == other.batch_axis
             && self.metadata == other.metadata
+            && self.states == other.states
+            && self.repeat == other.repeat
             && self.outputs.len() == other.outputs.len()
             && self.inputs().len() == other.inputs().len()
             && left.len() == right.len();

@@ -11,7 +11,7 @@ use petgraph::{
     visit::EdgeRef,
 };
 
-use crate::{ConstId, Constant, Op, TensorType, TypeError, op};
+use crate::{ConstId, Constant, Op, Repeat, State, TensorType, TypeError, op};
 
 /// Stable id of a node: it outlives the removal of other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,6 +109,10 @@ pub struct Graph {
     pub batch_axis: Option<usize>,
     /// Key-value pairs of the source model that survive into the artifact.
     pub metadata: BTreeMap<String, String>,
+    /// Values that are kept from run to run.
+    pub states: Vec<State>,
+    /// How often the graph runs, if not once.
+    pub repeat: Option<Repeat>,
     inner: StableDiGraph<Node, Wire>,
     inputs: Vec<NodeId>,
     consts: Vec<Arc<Constant>>,

@@ -6,6 +6,7 @@
 //!
 //! - [`text`] prints a graph as `.qir` and reads it back,
 //! - [`verify()`] states what a well-formed graph is,
+//! - a [`State`] is handed from run to run, a [`Repeat`] runs a graph several times,
 //! - [`interp`] says what a graph means: a scalar executor, the judge of every
 //!   other executor in the project and never the judged,
 //! - [`fixed`] holds the one integer multiplier that requantization uses.
@@ -35,6 +36,7 @@ pub mod fixed;
 mod graph;
 pub mod interp;
 mod op;
+mod schedule;
 pub mod text;
 mod ty;
 mod verify;
@@ -47,5 +49,6 @@ pub use op::{
     QLinear, QSum, Quantize, Reduce, ReduceFn, Requantize, Reshape, Scatter, ScatterFn, Slice, SliceAxis, SliceGrad,
     Softmax, TopK, TopKPart, Transpose, TypeError, Unary, UnaryFn, Unfold, UnfoldGrad, Where, Window, Wrt,
 };
+pub use schedule::{Carry, MAX_TURNS, Repeat, State};
 pub use ty::{DType, Elem, QuantScheme, Shape, TensorType};
 pub use verify::{VerifyError, verify};

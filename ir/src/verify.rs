@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    ConstData, ConstError, Constant, Elem, FakeQuant, Grad, Graph, NodeId, Op, QuantScheme, TensorType, TypeError,
-    UnaryFn, fixed::Multiplier,
+    ConstData, ConstError, Constant, Elem, FakeQuant, Grad, Graph, NodeId, Op, QuantScheme, State, TensorType, TypeError,
+    UnaryFn, fixed::Multiplier, schedule,
 };
 
 /// Elements of a scale that are read, and how many at a time.
@@ -101,6 +101,14 @@ pub enum VerifyError {
         /// What is accepted.
         expected: String,
     },
+    /// A state or a repeat that names nothing, or something else.
+    #[error("`{name}`: {what}")]
+    Schedule {
+        /// The input or output.
+        name: String,
+        /// What does not fit.
+        what: String,
+    },
     /// A constant that is shorter than its type, or cannot be read.
     #[error("node `{name}`")]
     Const {
@@ -130,6 +138,7 @@ pub fn verify(graph: &Graph) -> Result<(), VerifyError> {
         verify_numbers(&Reader { graph, id })?;
     }
     verify_outputs(graph)?;
+    schedule::verify(graph)?;
     verify_batch_axis(graph)
 }
 
@@ -378,10 +387,16 @@ fn verify_outputs(graph: &Graph) -> Result<(), VerifyError> {
 
 fn verify_batch_axis(graph: &Graph) -> Result<(), VerifyError> {
     let Some(axis) = graph.batch_axis else { return Ok(()) };
+    let own = |state: Option<&State>| state.map_or(Some(axis), |state| state.element_axis);
     let inputs = graph.inputs().iter().map(|&id| (graph.node(id).name.as_str(), id.value()));
+    let inputs = inputs.filter(|(name, _)| !graph.is_turn(name));
+    let inputs = inputs.map(|(name, value)| (name, value, own(graph.state_of_input(name))));
     let outputs = graph.outputs.iter().map(|output| (output.name.as_str(), output.value));
+    let outputs = outputs.map(|(name, value)| (name, value, own(graph.state_of_output(name))));
     let mut batch = None;
-    for (name, value) in inputs.chain(outputs) {
+    for (name, value, axis) in inputs.chain(outputs) {
+        // A state that does not say where its elements lie has one for all.
+        let Some(axis) = axis else { continue };
         let ty = graph.ty(value);
         let extent = ty.shape.get(axis).copied();
         let n_samples = *batch.get_or_insert(extent.unwrap_or(1));

@@ -9,6 +9,8 @@
 //!   rounds on its own. Functions are `f64` through `libm`, rounded once.
 //! - Quantized operations follow the formulas of their [`Op`] alone.
 //! - What only depends on constants is computed once, in [`Interpreter::new`].
+//! - A graph that repeats runs from its first node to its last in every turn. States are inputs and outputs like
+//!   others: whoever runs a graph several times hands them on.
 
 mod elementwise;
 mod error;
@@ -27,7 +29,7 @@ mod window;
 
 use std::collections::BTreeMap;
 
-use crate::{Graph, Node, NodeId, Op, ValueId, verify};
+use crate::{DType, Graph, Node, NodeId, Op, TensorType, ValueId, verify};
 
 pub use error::{Fault, InterpError};
 pub use tensor::{Data, Tensor, TensorError};
@@ -139,6 +141,30 @@ impl<'g> Interpreter<'g> {
         mut see: impl FnMut(NodeId, &Tensor),
     ) -> Result<BTreeMap<String, Tensor>, InterpError> {
         self.check_inputs(inputs)?;
+        let Some(repeat) = &self.graph.repeat else { return self.turn(inputs, &mut see) };
+        let mut given = inputs.clone();
+        let mut outputs = BTreeMap::new();
+        for turn in 0..repeat.n {
+            if let Some(name) = &repeat.turn {
+                let number = TensorType::plain(DType::I64, Vec::<usize>::new());
+                given.insert(name.clone(), Tensor::ints(number, vec![turn as i64]));
+            }
+            outputs = self.turn(&given, &mut see)?;
+            for carry in &repeat.carries {
+                if let Some(value) = outputs.get(&carry.output) {
+                    given.insert(carry.input.clone(), value.clone());
+                }
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// The graph, once.
+    fn turn(
+        &self,
+        inputs: &BTreeMap<String, Tensor>,
+        see: &mut dyn FnMut(NodeId, &Tensor),
+    ) -> Result<BTreeMap<String, Tensor>, InterpError> {
         let mut live: Vec<Option<Tensor>> = vec![None; self.steps.len()];
         for (i, step) in self.steps.iter().enumerate() {
             if let Some(fixed) = &self.fixed[i] {
@@ -177,6 +203,9 @@ impl<'g> Interpreter<'g> {
     fn check_inputs(&self, inputs: &BTreeMap<String, Tensor>) -> Result<(), InterpError> {
         for &id in self.graph.inputs() {
             let node = self.graph.node(id);
+            if self.graph.is_turn(&node.name) {
+                continue;
+            }
             let given = inputs.get(&node.name).ok_or_else(|| missing(node))?;
             let expected = self.graph.ty(id.value());
             if given.ty != *expected {
@@ -186,8 +215,9 @@ impl<'g> Interpreter<'g> {
             given.check().map_err(|source| InterpError::Input { name: node.name.clone(), source })?;
         }
         let names = || self.graph.inputs().iter().map(|&id| self.graph.node(id).name.as_str());
+        let names = || names().filter(|name| !self.graph.is_turn(name));
         match inputs.keys().find(|given| !names().any(|name| name == *given)) {
-            Some(name) if inputs.len() > self.graph.inputs().len() => {
+            Some(name) if inputs.len() > names().count() => {
                 let known: Vec<String> = names().map(|name| format!("`{name}`")).collect();
                 let known = if known.is_empty() { "no inputs".to_owned() } else { known.join(", ") };
                 Err(InterpError::UnknownInput { name: name.clone(), known })
@@ -296,7 +326,7 @@ fn tensor<'a>(operands: &[&'a Tensor], i: usize) -> Result<&'a Tensor, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, QuantScheme, TensorType, text};
+    use crate::{QuantScheme, text};
 
     const TWO_INPUTS: &str = "graph @g(%x: f32[2], %q: qs4[2]) -> (%y, copy = %y, %x, w = %w2) {
         %w = const [1.0, -2.0] : f32[2]
@@ -337,6 +367,31 @@ mod tests {
         let mut order = Vec::new();
         Interpreter::new(&graph).unwrap().observe(&good(), |node, _| order.push(node)).unwrap();
         assert_eq!(order, graph.topo());
+    }
+
+    #[test]
+    fn a_repeat_hands_values_from_turn_to_turn() {
+        let graph = text::parse(
+            "graph @g(%x: f32[1], %k: i64[]) -> (y = %y) {
+                repeat 3 \"k\"
+                carry \"x\" = \"y\"
+                %steps = const [1.0, 10.0, 100.0] : f32[3]
+                %step = gather %steps, %k {axis = 0} : f32[]
+                %two = const [2.0] : f32[1]
+                %twice = mul %x, %two : f32[1]
+                %y = add %twice, %step : f32[1]
+            }",
+        )
+        .unwrap();
+        let x: BTreeMap<String, Tensor> = [("x".to_owned(), Tensor::f32([1], vec![1.0]))].into();
+        // ((1 * 2 + 1) * 2 + 10) * 2 + 100
+        assert_eq!(run(&graph, &x).unwrap()["y"].as_f32().unwrap(), [132.0]);
+        let mut with_turn = x;
+        with_turn.insert("k".to_owned(), Tensor::ints(TensorType::plain(DType::I64, []), vec![0]));
+        assert_eq!(
+            run(&graph, &with_turn).unwrap_err().to_string(),
+            "there is no input `k`; the graph takes `x`"
+        );
     }
 
     #[test]

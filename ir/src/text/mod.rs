@@ -19,6 +19,8 @@
 //! - After `@` stand the nodes of the source model that a node comes from. An
 //!   input comes from itself unless it says otherwise.
 //! - An output is `name = %value`, or `%value` if both names are the same.
+//! - Behind the `meta` lines stands what is around the graph: `state "h" = "h_next"`, then `repeat 10 "turn"` with
+//!   its `carry "x" = "x_next"`, all by the names of inputs and outputs.
 //! - `//` starts a comment; line ends mean no more than spaces.
 //!
 //! Laws: [`parse`] is the inverse of [`print()`], and printing is canonical: two

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ConstData, Constant, Graph, Input, NodeId, Op, Origin, TensorType, ValueId};
+use crate::{Carry, ConstData, Constant, Graph, Input, NodeId, Op, Origin, Repeat, State, TensorType, ValueId};
 
 use super::{
     MAX_NODES,
@@ -88,6 +88,7 @@ impl Parser<'_, '_> {
         while self.cursor.token == Token::Word("meta") {
             self.meta()?;
         }
+        self.schedule()?;
         while !self.cursor.eat('}')? {
             self.statement()?;
         }
@@ -115,6 +116,53 @@ impl Parser<'_, '_> {
             Some(_) => Err(ParseErrorKind::Duplicate { name: quote(&key) }.at(self.cursor.text, at)),
             None => Ok(()),
         }
+    }
+
+    /// What is around the graph: states, then how often it runs.
+    fn schedule(&mut self) -> Result<(), ParseError> {
+        while self.cursor.token == Token::Word("state") {
+            let (input, output) = self.handed()?;
+            let mut state = State { input, output, element_axis: None, limit: None };
+            if self.cursor.eat('{')? {
+                while !self.cursor.eat('}')? {
+                    let key = self.cursor.word("`element_axis` or `limit`")?;
+                    self.cursor.punct('=')?;
+                    match key {
+                        "element_axis" => {
+                            state.element_axis = Some(self.cursor.parsed("an axis", |text| text.parse().ok())?);
+                        }
+                        "limit" => state.limit = Some(self.cursor.parsed("an integer", |text| text.parse().ok())?),
+                        _ => return self.cursor.expected("`element_axis` or `limit`"),
+                    }
+                    self.cursor.eat(',')?;
+                }
+            }
+            self.graph.states.push(state);
+        }
+        if self.cursor.token != Token::Word("repeat") {
+            return Ok(());
+        }
+        self.cursor.advance()?;
+        let n = self.cursor.parsed("a number of turns", |text| text.parse().ok())?;
+        let turn = if matches!(self.cursor.token, Token::Text(_)) { Some(self.cursor.quoted()?) } else { None };
+        let mut carries = Vec::new();
+        while self.cursor.token == Token::Word("carry") {
+            let (input, output) = self.handed()?;
+            carries.push(Carry { input, output });
+        }
+        self.graph.repeat = Some(Repeat { n, turn, carries });
+        Ok(())
+    }
+
+    /// `state "input" = "output"`.
+    fn handed(&mut self) -> Result<(String, String), ParseError> {
+        if self.graph.states.len() == MAX_OPERANDS {
+            return self.cursor.limit("states", MAX_OPERANDS as u64);
+        }
+        self.cursor.advance()?;
+        let input = self.cursor.quoted()?;
+        self.cursor.punct('=')?;
+        Ok((input, self.cursor.quoted()?))
     }
 
     fn statement(&mut self) -> Result<(), ParseError> {

@@ -27,6 +27,7 @@ pub fn print_with_weights(graph: &Graph) -> (String, BTreeMap<String, Arc<Consta
     for (key, value) in &graph.metadata {
         line(&mut out, &format!("meta {} = {}", quote(key), quote(value)));
     }
+    schedule(&mut out, graph);
     for node in canonical_order(graph) {
         if !matches!(graph.node(node).op, Op::Input(_)) {
             line(&mut out, &statement(graph, node, &mut weights));
@@ -39,6 +40,23 @@ pub fn print_with_weights(graph: &Graph) -> (String, BTreeMap<String, Arc<Consta
 fn line(out: &mut String, text: &str) {
     // Writing to a `String` cannot fail.
     let _ = writeln!(out, "  {text}");
+}
+
+/// States, then how often the graph runs.
+fn schedule(out: &mut String, graph: &Graph) {
+    for state in &graph.states {
+        let axis = state.element_axis.map(|axis| format!("element_axis = {axis}"));
+        let limit = state.limit.map(|limit| format!("limit = {limit}"));
+        let attributes: Vec<String> = axis.into_iter().chain(limit).collect();
+        let attributes = if attributes.is_empty() { String::new() } else { format!(" {{{}}}", attributes.join(", ")) };
+        line(out, &format!("state {} = {}{attributes}", quote(&state.input), quote(&state.output)));
+    }
+    let Some(repeat) = &graph.repeat else { return };
+    let turn = repeat.turn.as_deref().map_or(String::new(), |turn| format!(" {}", quote(turn)));
+    line(out, &format!("repeat {}{turn}", repeat.n));
+    for carry in &repeat.carries {
+        line(out, &format!("carry {} = {}", quote(&carry.input), quote(&carry.output)));
+    }
 }
 
 fn header(graph: &Graph) -> String {
