@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use qail_artifact::schema::{BindingSource, Manifest, Place, Tensor, step};
+use qail_artifact::schema::{BindingSource, Manifest, Place, Step, Tensor, step};
 
 use crate::error::op_name;
 
@@ -25,48 +25,64 @@ fn write_manifest(manifest: &Manifest, out: &mut String) -> std::fmt::Result {
         for port in &entry.inputs {
             writeln!(out, "  input  {} = {}", port.name, tensor(manifest, port.tensor))?;
         }
-        for step in &entry.steps {
-            let Some(op) = &step.op else { continue };
-            let operands = step.operands();
-            let reads: Vec<String> = operands.reads.iter().map(|&x| tensor_name(manifest, x)).collect();
-            let write = operands.write.map_or_else(String::new, |x| tensor(manifest, x));
-            writeln!(
-                out,
-                "  {:6} {} {write} = {}({})",
-                place_name(step.place()),
-                step.name,
-                op_name(op),
-                reads.join(", ")
-            )?;
-            if let Some(detail) = detail(op) {
-                writeln!(out, "           {detail}")?;
-            }
-            if let Some(dispatch) = &step.dispatch {
-                let kernel = manifest.kernels.get(dispatch.kernel as usize).map_or("?", |kernel| &kernel.name);
-                let groups: Vec<String> = dispatch.workgroups.iter().map(u32::to_string).collect();
-                let bindings: Vec<String> = dispatch
-                    .bindings
-                    .iter()
-                    .map(|binding| match binding.source {
-                        Some(BindingSource::Tensor(i)) => {
-                            format!("{}%{}", if binding.write { "*" } else { "" }, tensor_name(manifest, i))
-                        }
-                        Some(BindingSource::Section(i)) => manifest
-                            .sections
-                            .get(i as usize)
-                            .map_or_else(|| "?".to_owned(), |section| section.name.clone()),
-                        None => "?".to_owned(),
-                    })
-                    .collect();
-                writeln!(out, "           {kernel} {} ({})", groups.join("x"), bindings.join(", "))?;
-            }
+        for state in &entry.states {
+            let limit = state.limit.map_or_else(String::new, |limit| format!(", at most {limit}"));
+            writeln!(out, "  state  {} = {}{limit}", state.name, tensor(manifest, state.tensor))?;
         }
+        write_steps(manifest, &entry.steps, "  ", out)?;
         for port in &entry.outputs {
             writeln!(out, "  output {} = {}", port.name, tensor(manifest, port.tensor))?;
         }
     }
     for section in &manifest.sections {
         writeln!(out, "section {}: {:?}, {} bytes", section.name, section.layout(), section.len)?;
+    }
+    Ok(())
+}
+
+/// Steps of an entry point, or of a turn, behind an indent.
+fn write_steps(manifest: &Manifest, steps: &[Step], indent: &str, out: &mut String) -> std::fmt::Result {
+    for step in steps {
+        if let Some(step::Op::Repeat(repeat)) = &step.op {
+            let turn = repeat.turn.map_or_else(String::new, |turn| format!(", turn in {}", tensor(manifest, turn)));
+            writeln!(out, "{indent}repeat {} times{turn}", repeat.n)?;
+            // The reader bounds how deep repeats are nested.
+            write_steps(manifest, &repeat.steps, &format!("{indent}  "), out)?;
+            continue;
+        }
+        let Some(op) = &step.op else { continue };
+        let operands = step.operands();
+        let reads: Vec<String> = operands.reads.iter().map(|&x| tensor_name(manifest, x)).collect();
+        let write = operands.write.map_or_else(String::new, |x| tensor(manifest, x));
+        writeln!(
+            out,
+            "{indent}{:6} {} {write} = {}({})",
+            place_name(step.place()),
+            step.name,
+            op_name(op),
+            reads.join(", ")
+        )?;
+        if let Some(detail) = detail(op) {
+            writeln!(out, "{indent}         {detail}")?;
+        }
+        if let Some(dispatch) = &step.dispatch {
+            let kernel = manifest.kernels.get(dispatch.kernel as usize).map_or("?", |kernel| &kernel.name);
+            let groups: Vec<String> = dispatch.workgroups.iter().map(u32::to_string).collect();
+            let bindings: Vec<String> = dispatch
+                .bindings
+                .iter()
+                .map(|binding| match binding.source {
+                    Some(BindingSource::Tensor(i)) => {
+                        format!("{}%{}", if binding.write { "*" } else { "" }, tensor_name(manifest, i))
+                    }
+                    Some(BindingSource::Section(i)) => {
+                        manifest.sections.get(i as usize).map_or_else(|| "?".to_owned(), |section| section.name.clone())
+                    }
+                    None => "?".to_owned(),
+                })
+                .collect();
+            writeln!(out, "{indent}         {kernel} {} ({})", groups.join("x"), bindings.join(", "))?;
+        }
     }
     Ok(())
 }

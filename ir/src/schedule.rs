@@ -115,7 +115,9 @@ pub(crate) fn verify(graph: &Graph) -> Result<(), VerifyError> {
     match graph.input_named(turn).map(|value| graph.ty(value)) {
         None => Err(broken(turn, "there is no such input".to_owned())),
         Some(ty) if *ty != expected => Err(broken(turn, format!("it counts turns and is {ty}, must be {expected}"))),
-        Some(_) if taken.contains(&turn.as_str()) => Err(broken(turn, "it counts turns and takes over a value".to_owned())),
+        Some(_) if taken.contains(&turn.as_str()) => {
+            Err(broken(turn, "it counts turns and takes over a value".to_owned()))
+        }
         Some(_) => Ok(()),
     }
 }

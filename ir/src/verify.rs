@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    ConstData, ConstError, Constant, Elem, FakeQuant, Grad, Graph, NodeId, Op, QuantScheme, State, TensorType, TypeError,
-    UnaryFn, fixed::Multiplier, schedule,
+    ConstData, ConstError, Constant, Elem, FakeQuant, Grad, Graph, NodeId, Op, QuantScheme, State, TensorType,
+    TypeError, UnaryFn, fixed::Multiplier, schedule,
 };
 
 /// Elements of a scale that are read, and how many at a time.

@@ -196,9 +196,17 @@ pub(crate) trait DeviceExec: Send {
     /// usable if the device is; an executor must not panic.
     fn run_segment(&mut self, plan: &Plan, segment: &Segment, memory: &mut HostMemory) -> Result<(), RunError>;
 
+    /// Brings the contents of the mirror of a tensor to the device, between
+    /// runs: a state that was set. A CPU executor has nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Device`] if the device is lost or refuses.
+    fn store(&mut self, plan: &Plan, tensor: usize, memory: &HostMemory) -> Result<(), RunError>;
+
     /// Brings the present contents of a tensor into the mirror, after a run.
-    /// Only called with `keep_intermediates`, for tensors that a device segment
-    /// wrote and did not download. A CPU executor has nothing to do.
+    /// Called for states, and with `keep_intermediates` for tensors that a device
+    /// segment wrote and did not download. A CPU executor has nothing to do.
     ///
     /// # Errors
     ///

@@ -92,6 +92,27 @@ pub enum RunError {
         /// The element.
         value: f32,
     },
+    /// A state at its limit: a cache without room for another step.
+    #[error("state `{name}` is {found} and may be at most {limit} before a step; reset the session")]
+    StateLimit {
+        /// The state.
+        name: String,
+        /// Its largest element.
+        found: i64,
+        /// The limit.
+        limit: i64,
+    },
+    /// A state that the model does not have.
+    #[error("the model has no state `{0}`")]
+    NoState(String),
+    /// An element of a batch that the states do not tell apart.
+    #[error("the states have {n_elements} element(s) of a batch, so element {element} cannot be reset alone")]
+    NoElement {
+        /// What was asked for.
+        element: usize,
+        /// As many as there are.
+        n_elements: usize,
+    },
     /// A computed integer that its type or 32 bits cannot hold, or that is not defined.
     #[error("step `{step}`: element {index} {problem}")]
     Integer {

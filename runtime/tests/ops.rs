@@ -280,19 +280,27 @@ fn a_requantization_on_its_own_is_the_fused_one() {
 }
 
 #[test]
-fn a_repeat_reads_a_row_of_its_table_each_turn() {
+fn a_repeat_looks_up_its_constants_by_the_turn() {
     // y = ((x + 1) + 10) + 100, by two buffers.
     let mut b = Builder::default();
     b.manifest.required_features = vec!["repeat".to_owned()];
+    b.manifest.min_reader = 3;
     let x = b.tensor("x", Storage::F32, &[1], DEVICE);
     let state = b.tensor("state", Storage::F32, &[1], DEVICE);
     let next = b.tensor("next", Storage::F32, &[1], DEVICE);
     let constant = b.tensor("constant", Storage::F32, &[1], DEVICE);
+    let turn = b.tensor("turn", Storage::I64, &[], HOST);
     let copy = |from, out| {
         Op::Copy(step::Copy { x: operand(from, &[1], 0), out, shape: vec![1], out_strides: vec![1], out_offset: 0 })
     };
     b.step("begin", Place::Device, copy(x, state));
     let before = b.steps.len();
+    let index = b.tensor("index", Storage::I32, &[], HOST);
+    b.step("narrow", Place::Host, Op::Cast(step::Cast { x: turn, out: index, to: step::CastKind::Same.into() }));
+    let table = b.floats("table", &[1.0, 10.0, 100.0]);
+    let look_up =
+        step::Gather { x: section(table, &[1]), index: operand(index, &[0], 0), out: constant, extent: 3, along: 1 };
+    b.step("look up", Place::Host, Op::Gather(look_up));
     let (a, c) = (operand(state, &[1], 0), operand(constant, &[1], 0));
     b.step(
         "add",
@@ -301,7 +309,6 @@ fn a_repeat_reads_a_row_of_its_table_each_turn() {
     );
     b.step("back", Place::Device, copy(next, state));
     let steps = b.steps.split_off(before);
-    let table = Some(b.floats("table", &[1.0, 10.0, 100.0]));
-    b.step("loop", Place::Device, Op::Repeat(step::Repeat { n: 3, steps, table, table_out: Some(constant) }));
+    b.step("loop", Place::Device, Op::Repeat(step::Repeat { n: 3, steps, turn: Some(turn) }));
     assert_eq!(run(b.finish(&[("x", x)], &[("state", state)]), &[0.5]), [111.5]);
 }

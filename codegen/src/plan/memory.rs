@@ -3,12 +3,16 @@
 //! A tensor that a device step names lives in a device arena, every other one in
 //! the host arena. Tensors whose lives overlap never share bytes; a life runs
 //! from the first step that names a tensor to the last one, and that of an input
-//! or output over the whole plan. An arena is one buffer of a GPU, and a GPU
+//! or output over the whole plan. What a repeat reads and did not make itself is
+//! needed in every turn, so such a life runs to the end of the last one. An arena is one buffer of a GPU, and a GPU
 //! refuses a dispatch that reads and writes the same buffer, so the arenas are a
 //! colouring: the result of a device step never shares an arena with what the
 //! step reads. Deterministic: first fit in the order of the steps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use qail_artifact::schema::{Arena, Place, Step, Tensor};
 
@@ -23,8 +27,13 @@ const MAX_ARENA: u64 = 256 << 20;
 type Life = (usize, usize);
 
 /// Assigns arena and offset of every tensor; returns the arenas. `ports` are the
-/// tensors of inputs and outputs.
-pub(crate) fn plan(steps: &[Step], tensors: &mut [Tensor], ports: &BTreeSet<u32>) -> Result<Vec<Arena>, CodegenError> {
+/// tensors of inputs and outputs, `turns` the steps of a repeat.
+pub(crate) fn plan(
+    steps: &[Step],
+    tensors: &mut [Tensor],
+    ports: &BTreeSet<u32>,
+    turns: Range<usize>,
+) -> Result<Vec<Arena>, CodegenError> {
     let mut lives: BTreeMap<u32, Life> = ports.iter().map(|&tensor| (tensor, (0, steps.len()))).collect();
     let mut on_device: BTreeSet<u32> = BTreeSet::new();
     // Pairs of tensors that must not share a device arena.
@@ -41,6 +50,10 @@ pub(crate) fn plan(steps: &[Step], tensors: &mut [Tensor], ports: &BTreeSet<u32>
                 apart.extend([(read, write), (write, read)]);
             }
         }
+    }
+
+    for life in lives.values_mut().filter(|life| life.0 < turns.start && turns.contains(&life.1)) {
+        life.1 = turns.end.saturating_sub(1);
     }
 
     // In the order of first use; ties by index.
@@ -143,7 +156,7 @@ mod tests {
     fn a_chain_takes_two_device_arenas_and_reuses_their_memory() {
         let mut tensors = tensors(&[4; 6]);
         let steps: Vec<Step> = (0..5).map(|i| unary(i, i + 1, Place::Device)).collect();
-        let arenas = plan(&steps, &mut tensors, &BTreeSet::new()).unwrap();
+        let arenas = plan(&steps, &mut tensors, &BTreeSet::new(), 0..0).unwrap();
         assert_eq!(arenas.iter().map(|arena| arena.size).collect::<Vec<_>>(), [256, 256]);
         assert_eq!(tensors.iter().map(|t| t.arena).collect::<Vec<_>>(), [0, 1, 0, 1, 0, 1]);
     }
@@ -153,7 +166,7 @@ mod tests {
         let mut tensors = tensors(&[300, 4, 4, 4]);
         let mut steps = vec![unary(0, 1, Place::Host), unary(0, 2, Place::Host), unary(1, 3, Place::Host)];
         steps.push(unary(2, 3, Place::Host));
-        plan(&steps, &mut tensors, &BTreeSet::new()).unwrap();
+        plan(&steps, &mut tensors, &BTreeSet::new(), 0..0).unwrap();
         assert_eq!(tensors.iter().map(|t| t.offset).collect::<Vec<_>>(), [0, 512, 768, 0]);
     }
 
@@ -168,9 +181,20 @@ mod tests {
             unary(1, 2, Place::Device),
             unary(2, 3, Place::Device),
         ];
-        plan(&steps, &mut tensors, &BTreeSet::new()).unwrap();
+        plan(&steps, &mut tensors, &BTreeSet::new(), 0..0).unwrap();
         for (i, j) in [(0, 3), (0, 1), (1, 3), (1, 2), (2, 3)] {
             assert_ne!(tensors[i].arena, tensors[j].arena, "{i} {j}");
+        }
+    }
+
+    #[test]
+    fn what_every_turn_reads_lives_through_all_of_them() {
+        // Tensor 1 is made before the repeat of steps 1 and 2 and read by its first one.
+        let chain = |place| vec![unary(0, 1, place), unary(1, 2, place), unary(2, 3, place), unary(3, 4, place)];
+        for (turns, shared) in [(0..0, true), (1..3, false)] {
+            let mut tensors = tensors(&[4; 5]);
+            plan(&chain(Place::Host), &mut tensors, &BTreeSet::from([0, 4]), turns).unwrap();
+            assert_eq!(tensors[1].offset == tensors[3].offset, shared);
         }
     }
 
@@ -178,7 +202,7 @@ mod tests {
     fn ports_live_for_the_whole_plan() {
         let mut tensors = tensors(&[4; 3]);
         let steps = vec![unary(0, 1, Place::Host), unary(1, 2, Place::Host)];
-        plan(&steps, &mut tensors, &BTreeSet::from([0, 2])).unwrap();
+        plan(&steps, &mut tensors, &BTreeSet::from([0, 2]), 0..0).unwrap();
         assert_eq!(tensors.iter().map(|t| t.offset).collect::<Vec<_>>(), [0, 256, 512]);
     }
 }

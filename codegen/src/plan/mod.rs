@@ -3,7 +3,8 @@
 //! 1. `place` decides who computes a node and orders the nodes,
 //! 2. `quant`, `float` and `movement` select steps, node by node,
 //! 3. inputs and outputs get tensors in host memory, with a copy where a device
-//!    step works on the value,
+//!    step works on the value; `schedule` hands on what turns and runs leave for
+//!    the next ones,
 //! 4. `memory` assigns arenas and offsets,
 //! 5. `dispatch` gives every device step its kernel.
 
@@ -16,6 +17,7 @@ mod movement;
 mod place;
 mod quant;
 mod rows;
+mod schedule;
 mod select;
 pub(crate) mod shape;
 mod view;
@@ -34,6 +36,7 @@ use self::{
     builder::{Builder, Source},
     place::Placement,
     quant::Fusions,
+    schedule::Turns,
 };
 use crate::CodegenError;
 
@@ -98,39 +101,58 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
     let fusions = Fusions::new(graph);
     let mut builder = Builder::new(graph, &placement);
     let mut inputs: Vec<u32> = Vec::new();
+    let mut turns = Turns::default();
     for &node in &placement.order {
+        if placement.varies(node) && turns.first.is_none() {
+            turns.first = Some(builder.steps.len());
+        }
         if let Op::Input(_) = graph.node(node).op {
             inputs.push(builder.input(node, &placement)?);
         } else {
             builder.node(node, &placement, &fusions, &inputs)?;
         }
     }
+    // The graph numbers its inputs; the plan made them in the order of the steps.
+    let mut by_node: BTreeMap<NodeId, u32> = BTreeMap::new();
+    let input_nodes = placement.order.iter().copied().filter(|node| matches!(graph.node(*node).op, Op::Input(_)));
+    by_node.extend(input_nodes.zip(inputs.iter().copied()));
+    builder.carries(&by_node)?;
+    turns.last = builder.steps.len();
+    let states = builder.states(&by_node)?;
     let outputs = builder.outputs(&inputs)?;
 
     let port = |name: &str, tensor: u32| {
         let bounds = options.bounds.get(name).cloned().unwrap_or_default();
         Port { name: name.to_owned(), tensor, lower: bounds.lower, upper: bounds.upper }
     };
-    // The graph numbers its inputs; the plan made them in the order of the steps.
-    let mut by_node: BTreeMap<NodeId, u32> = BTreeMap::new();
-    let input_nodes = placement.order.iter().copied().filter(|node| matches!(graph.node(*node).op, Op::Input(_)));
-    by_node.extend(input_nodes.zip(inputs.iter().copied()));
-    let mut entry = EntryPoint { name: "main".to_owned(), ..EntryPoint::default() };
+    let mut entry = EntryPoint { name: "main".to_owned(), states, ..EntryPoint::default() };
     for node in graph.inputs() {
+        let name = &graph.node(*node).name;
+        if graph.is_turn(name) || graph.state_of_input(name).is_some() {
+            continue;
+        }
         let tensor = by_node.get(node).copied().ok_or_else(|| CodegenError::internal("every input has a tensor"))?;
-        entry.inputs.push(port(&graph.node(*node).name, tensor));
+        entry.inputs.push(port(name, tensor));
     }
-    for (output, &tensor) in graph.outputs.iter().zip(&outputs) {
+    for (output, &tensor) in
+        graph.outputs.iter().filter(|output| graph.state_of_output(&output.name).is_none()).zip(&outputs)
+    {
         entry.outputs.push(port(&output.name, tensor));
     }
 
     let ports: BTreeSet<u32> = inputs.into_iter().chain(outputs).collect();
-    let arenas = memory::plan(&builder.steps, &mut builder.tensors, &ports)?;
+    let arenas = memory::plan(&builder.steps, &mut builder.tensors, &ports, turns.range())?;
     let kernels = if options.shaders { dispatch::assign(&mut builder)? } else { Vec::new() };
     let Builder { sections, tensors, steps, .. } = builder;
-    entry.steps = steps;
+    let is_new = graph.repeat.is_some() || !graph.states.is_empty();
+    let min_reader = if is_new { 3 } else { min_reader(&steps) };
+    let turn = graph.repeat.as_ref().and_then(|repeat| repeat.turn.as_deref());
+    let turn = turn.and_then(|name| by_node.get(&graph.input_named(name)?.node)).copied();
+    entry.steps = turns.fold(steps, graph.repeat.as_ref(), turn)?;
+    let required_features = if graph.repeat.is_some() { vec!["repeat".to_owned()] } else { Vec::new() };
     let manifest = Manifest {
-        min_reader: min_reader(&entry.steps),
+        min_reader,
+        required_features,
         name: graph.name.clone(),
         sections: sections
             .iter()
@@ -192,7 +214,10 @@ impl Builder<'_> {
         let tensor = self.result(node)?;
         let value = node.value();
         let is_f32 = self.graph.ty(value).is_f32();
-        if is_f32 && self.graph.users(value).iter().any(|(user, _)| placement.place(*user) == Place::Device) {
+        // What a turn or a run hands on stays where it is used.
+        let is_port = !schedule::is_handed(self.graph, &self.name(node));
+        if is_f32 && is_port && self.graph.users(value).iter().any(|(user, _)| placement.place(*user) == Place::Device)
+        {
             let x = self.operand(node, value, Place::Host)?;
             let graph = self.graph;
             let twin = self.tensor(node, &format!("{}.device", self.name(node)), graph.ty(value))?;
@@ -278,7 +303,7 @@ impl Builder<'_> {
         }
         let mut result: Vec<u32> = Vec::new();
         let graph = self.graph;
-        for output in &graph.outputs {
+        for output in graph.outputs.iter().filter(|output| graph.state_of_output(&output.name).is_none()) {
             let (node, value) = (output.value.node, output.value);
             self.require_plain(node)?;
             let shape = movement::shape_of(self, value);

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 
+use super::schedule;
 use qail_artifact::schema::Place;
 use qail_ir::{BinaryFn, Graph, NodeId, Op, TensorType};
 
@@ -32,6 +33,8 @@ pub(crate) struct Placement {
     before_anchor: BTreeSet<NodeId>,
     /// Nodes that compute on the device.
     device: BTreeSet<NodeId>,
+    /// Nodes that a repeat computes anew in each turn; they come last.
+    varying: BTreeSet<NodeId>,
 }
 
 impl Placement {
@@ -78,9 +81,15 @@ impl Placement {
         }
         // Stable: inside a part the topological order stays. A node of the prefix
         // reads only the prefix, and a node of the suffix is read only by the suffix.
-        order.sort_by_key(|&(_, part)| part);
+        let varying = schedule::varying(graph);
+        order.sort_by_key(|&(node, part)| (varying.contains(&node), part));
         let order = order.into_iter().map(|(node, _)| node).collect();
-        Self { order, before_anchor, device }
+        Self { order, before_anchor, device, varying }
+    }
+
+    /// True if a repeat computes the node anew in each turn.
+    pub(crate) fn varies(&self, node: NodeId) -> bool {
+        self.varying.contains(&node)
     }
 
     /// Who computes a node.

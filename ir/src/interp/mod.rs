@@ -388,10 +388,7 @@ mod tests {
         assert_eq!(run(&graph, &x).unwrap()["y"].as_f32().unwrap(), [132.0]);
         let mut with_turn = x;
         with_turn.insert("k".to_owned(), Tensor::ints(TensorType::plain(DType::I64, []), vec![0]));
-        assert_eq!(
-            run(&graph, &with_turn).unwrap_err().to_string(),
-            "there is no input `k`; the graph takes `x`"
-        );
+        assert_eq!(run(&graph, &with_turn).unwrap_err().to_string(), "there is no input `k`; the graph takes `x`");
     }
 
     #[test]

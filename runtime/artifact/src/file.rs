@@ -25,8 +25,8 @@ pub const MAGIC: [u8; 8] = *b"\x89QAIL\r\n\x1a";
 /// Version of the container.
 pub const FORMAT_VERSION: u32 = 1;
 /// Version of this reader; a manifest names the oldest one that understands it.
-/// 2 has the steps of convolutional and transformer policies.
-pub const READER_VERSION: u32 = 2;
+/// 2 has the steps of convolutional and transformer policies, 3 has states and repeats.
+pub const READER_VERSION: u32 = 3;
 /// Features that this reader knows by name.
 pub const KNOWN_FEATURES: [&str; 1] = ["repeat"];
 /// Alignment of sections and manifest in bytes.

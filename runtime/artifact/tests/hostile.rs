@@ -96,7 +96,7 @@ fn other_files_and_versions_are_named() {
     let mut later = file.clone();
     later[8] = 9;
     assert_eq!(message(&later), "the file needs version 9 of the reader, this is version 1");
-    assert_eq!(refusal(|m| m.min_reader = 7), "the file needs version 7 of the reader, this is version 2");
+    assert_eq!(refusal(|m| m.min_reader = 7), "the file needs version 7 of the reader, this is version 3");
     assert_eq!(
         refusal(|m| m.required_features = vec!["repeat".into(), "warp".into()]),
         "the file needs features that this reader does not have: warp"

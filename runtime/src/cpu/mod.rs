@@ -54,6 +54,10 @@ impl DeviceExec for CpuExec {
         self.program.run(plan, segment, memory)
     }
 
+    fn store(&mut self, _plan: &Plan, _tensor: usize, _memory: &HostMemory) -> Result<(), RunError> {
+        Ok(())
+    }
+
     fn fetch(&mut self, _plan: &Plan, _tensor: usize, _memory: &mut HostMemory) -> Result<(), RunError> {
         Ok(())
     }

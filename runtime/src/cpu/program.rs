@@ -33,8 +33,6 @@ pub(crate) struct Program {
     kernels: Kernels,
     /// By index of `Plan::steps`; none for steps of the other place.
     steps: Vec<Option<Prepared>>,
-    /// Where the tables of repeats lie, by item.
-    tables: Vec<(u32, Range<usize>)>,
     scratch: Scratch,
 }
 
@@ -116,15 +114,7 @@ impl Program {
             .iter()
             .map(|step| if step.place() == place { Prepared::new(&mut prepare, step).map(Some) } else { Ok(None) });
         let steps = steps.collect::<Result<_, _>>()?;
-        let mut tables = Vec::new();
-        for item in &cx.plan.order {
-            if let Item::TableRow { section, .. } = item
-                && tables.iter().all(|(known, _)| known != section)
-            {
-                tables.push((*section, prepare.section_range(*section)?));
-            }
-        }
-        Ok(Self { bytes: cx.bytes.clone(), kernels, steps, tables, scratch })
+        Ok(Self { bytes: cx.bytes.clone(), kernels, steps, scratch })
     }
 
     /// Runs a segment of its place.
@@ -132,7 +122,7 @@ impl Program {
         for item in plan.order.get(segment.items.clone()).unwrap_or_default() {
             match *item {
                 Item::Step(index) => self.step(index, memory)?,
-                Item::TableRow { section, tensor, row } => self.table_row(section, row, tensor, memory)?,
+                Item::Turn { tensor, turn } => write_turn(tensor, turn, memory)?,
             }
         }
         Ok(())
@@ -166,15 +156,12 @@ impl Program {
             Some(None) | None => Err(RunError::Internal("a step was not prepared")),
         }
     }
+}
 
-    fn table_row(&self, section: u32, row: usize, tensor: usize, memory: &mut HostMemory) -> Result<(), RunError> {
-        let outside = RunError::Internal("a table has no such row");
-        let Some((_, range)) = self.tables.iter().find(|(known, _)| *known == section) else { return Err(outside) };
-        let (out, _) = memory.split(tensor);
-        let table = self.bytes.as_slice().get(range.clone()).unwrap_or_default();
-        out.copy_from_slice(table.get(row * out.len()..(row + 1) * out.len()).ok_or(outside)?);
-        Ok(())
-    }
+fn write_turn(tensor: usize, turn: usize, memory: &mut HostMemory) -> Result<(), RunError> {
+    let out = memory.bytes_mut(tensor).first_chunk_mut::<8>();
+    *out.ok_or(RunError::Internal("a turn has no tensor"))? = (turn as i64).to_le_bytes();
+    Ok(())
 }
 
 impl Prepared {

@@ -80,7 +80,7 @@ impl GpuExec {
         for item in plan.order.get(segment.items.clone()).unwrap_or_default() {
             let step = match item {
                 Item::Step(index) => self.steps.get(index),
-                Item::TableRow { .. } => None,
+                Item::Turn { .. } => None,
             };
             let step = step.ok_or("a step has no kernel: the file was compiled without shaders")?;
             let [x, y, z] = step.workgroups;
@@ -211,6 +211,15 @@ impl DeviceExec for GpuExec {
 
     fn run_segment(&mut self, plan: &Plan, segment: &Segment, memory: &mut HostMemory) -> Result<(), RunError> {
         self.run(plan, segment, memory).map_err(|reason| RunError::Device { device: self.name.clone(), reason })
+    }
+
+    fn store(&mut self, plan: &Plan, tensor: usize, memory: &HostMemory) -> Result<(), RunError> {
+        let Some(entry) = plan.tensors.get(tensor).filter(|entry| self.arenas.get(entry.arena).is_some()) else {
+            // What lives on the host is there already.
+            return Ok(());
+        };
+        self.upload(entry, memory.bytes(tensor))
+            .map_err(|reason| RunError::Device { device: self.name.clone(), reason })
     }
 
     fn fetch(&mut self, plan: &Plan, tensor: usize, memory: &mut HostMemory) -> Result<(), RunError> {

@@ -89,7 +89,7 @@ impl Loader<'_> {
             .flat_map(|segment| plan.order.get(segment.items.clone()).unwrap_or_default())
             .filter_map(|item| match item {
                 Item::Step(index) => Some(*index),
-                Item::TableRow { .. } => None,
+                Item::Turn { .. } => None,
             })
             .collect();
         used.into_iter().filter_map(move |index| Some((index, plan.steps.get(index)?.dispatch.as_ref()?)))

@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) order: Vec<Item>,
     /// `order` cut where the place changes.
     pub(crate) segments: Vec<Segment>,
+    /// What a run leaves for the next one.
+    pub(crate) states: Vec<PlanState>,
     /// Tensors whose newest value is only on the device when a run has ended. Ascending.
     pub(crate) left_on_device: Vec<usize>,
 }
@@ -73,20 +75,36 @@ pub(crate) struct PlanArena {
     pub(crate) place: Place,
 }
 
+/// A value that is kept from run to run.
+#[derive(Clone, Debug)]
+pub(crate) struct PlanState {
+    /// Index of the tensor.
+    pub(crate) tensor: usize,
+    /// Axis of the elements of a batch.
+    pub(crate) element_axis: Option<usize>,
+    /// Largest number that a run may begin with.
+    pub(crate) limit: Option<i64>,
+}
+
+impl PlanState {
+    fn new(state: &schema::State) -> Self {
+        let element_axis = state.element_axis.map(|axis| axis as usize);
+        Self { tensor: state.tensor as usize, element_axis, limit: state.limit }
+    }
+}
+
 /// One thing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Item {
     /// Run `Plan::steps[i]`.
     Step(usize),
-    /// Copy row `row` of an `f32` section into a tensor, on the host: the
-    /// constants of one turn of a repeat. Never in a device segment.
-    TableRow {
-        /// Index of the section.
-        section: u32,
-        /// Index of the tensor, dense `f32`.
+    /// Write the number of a turn of a repeat, on the host. Never in a device
+    /// segment.
+    Turn {
+        /// Index of the tensor, one `i64`.
         tensor: usize,
-        /// Row of the table, which is `n_elements` of the tensor wide.
-        row: usize,
+        /// The number, from 0.
+        turn: usize,
     },
 }
 
@@ -132,6 +150,7 @@ impl Plan {
             steps: Vec::new(),
             order: Vec::new(),
             segments: Vec::new(),
+            states: entry.states.iter().map(PlanState::new).collect(),
             left_on_device: Vec::new(),
         };
         if keep_intermediates {
@@ -171,9 +190,7 @@ impl Plan {
             };
             let body = self.unroll(&repeat.steps)?;
             for turn in 0..repeat.n as usize {
-                if let Some((section, tensor)) = repeat.table.zip(repeat.table_out) {
-                    order.push(Item::TableRow { section, tensor: tensor as usize, row: turn });
-                }
+                order.extend(repeat.turn.map(|tensor| Item::Turn { tensor: tensor as usize, turn }));
                 order.extend_from_slice(&body);
                 if order.len() > MAX_ITEMS {
                     return Err(RuntimeError::Step {
@@ -214,6 +231,19 @@ impl Plan {
         for port in inputs {
             if let Some(newest) = newest.get_mut(port.tensor as usize) {
                 *newest = Newest::Host;
+            }
+        }
+        // A state that a device segment wrote last is there when a run begins.
+        for state in &self.states {
+            let last = segments.iter().enumerate().rev().find(|(_, segment)| {
+                let items = self.order.get(segment.items.clone()).unwrap_or_default();
+                items.iter().any(|item| self.touched(*item).1 == Some(state.tensor))
+            });
+            if let Some(newest) = newest.get_mut(state.tensor) {
+                *newest = match last {
+                    Some((index, segment)) if segment.place == Place::Device => Newest::Device(index),
+                    Some(_) | None => Newest::Host,
+                };
             }
         }
         let mut downloads: Vec<(usize, usize)> = Vec::new();
@@ -266,7 +296,7 @@ impl Plan {
     fn place(&self, item: Item) -> Place {
         match item {
             Item::Step(index) => self.steps.get(index).map_or(Place::Host, Step::place),
-            Item::TableRow { .. } => Place::Host,
+            Item::Turn { .. } => Place::Host,
         }
     }
 
@@ -281,7 +311,7 @@ impl Plan {
                 reads.extend(write.filter(|_| operands.partial));
                 (reads, write)
             }
-            Item::TableRow { tensor, .. } => (Vec::new(), Some(tensor)),
+            Item::Turn { tensor, .. } => (Vec::new(), Some(tensor)),
         }
     }
 }

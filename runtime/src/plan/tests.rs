@@ -74,7 +74,7 @@ fn repeats_are_unrolled_and_capped() {
         let copy = Copy { x: operand, out: y, shape: vec![1], out_strides: vec![1], out_offset: 0 };
         b.step("copy", Place::Device, Op::Copy(copy));
         let steps = std::mem::take(&mut b.steps);
-        b.step("loop", Place::Device, Op::Repeat(step::Repeat { n, steps, table: None, table_out: None }));
+        b.step("loop", Place::Device, Op::Repeat(step::Repeat { n, steps, turn: None }));
         b.entry(&[("x", x)], &[("y", y)]);
         b.writer.finish(b.manifest)
     };

@@ -196,6 +196,26 @@ pub struct EntryPoint {
     /// What to do, in order.
     #[prost(message, repeated, tag = "5")]
     pub steps: Vec<Step>,
+    /// Values that a run leaves for the next one.
+    #[prost(message, repeated, tag = "6")]
+    pub states: Vec<State>,
+}
+
+/// A value that is kept from run to run; zero at first and after a reset.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct State {
+    /// Name of the input of the model that it was.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Index of the tensor, which no other value shares memory with.
+    #[prost(uint32, tag = "2")]
+    pub tensor: u32,
+    /// Axis along which the elements of a batch lie.
+    #[prost(uint32, optional, tag = "3")]
+    pub element_axis: Option<u32>,
+    /// Largest number that a run may begin with, for integers.
+    #[prost(int64, optional, tag = "4")]
+    pub limit: Option<i64>,
 }
 
 /// An input or output.

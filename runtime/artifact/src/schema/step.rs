@@ -545,7 +545,8 @@ pub struct MatMul {
     pub k: u64,
 }
 
-/// Steps that run `n` times, with a table of constants indexed by the turn.
+/// Steps that run `n` times. What a turn hands to the next one stays in its
+/// tensors; constants that vary by the turn are gathered with its number.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Repeat {
     /// How often.
@@ -554,10 +555,7 @@ pub struct Repeat {
     /// What.
     #[prost(message, repeated, tag = "2")]
     pub steps: Vec<super::Step>,
-    /// `f32[n][..]`: row `turn` is copied into `table_out` before each turn.
-    #[prost(uint32, optional, tag = "3")]
-    pub table: Option<u32>,
-    /// Tensor that holds the row.
-    #[prost(uint32, optional, tag = "4")]
-    pub table_out: Option<u32>,
+    /// Tensor, one `i64`, that holds the number of the turn, from 0.
+    #[prost(uint32, optional, tag = "5")]
+    pub turn: Option<u32>,
 }

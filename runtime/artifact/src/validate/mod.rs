@@ -126,6 +126,7 @@ impl<'a> EntryCheck<'a> {
             }
             self.mark(port.tensor);
         }
+        self.states(&mut inputs)?;
         self.steps(&self.entry.steps, 1)?;
         for port in &self.entry.outputs {
             let tensor = self.port(port)?;
@@ -140,6 +141,34 @@ impl<'a> EntryCheck<'a> {
         let outputs: BTreeSet<&str> = self.entry.outputs.iter().map(|port| port.name.as_str()).collect();
         if names.len() != self.entry.inputs.len() || outputs.len() != self.entry.outputs.len() {
             return Err(self.entry_error("two inputs or two outputs have one name"));
+        }
+        Ok(())
+    }
+
+    /// States have a value from the start, and memory of their own.
+    fn states(&mut self, taken: &mut BTreeSet<u32>) -> Check {
+        let mut names = BTreeSet::new();
+        for state in &self.entry.states {
+            let error = |problem: String| Err(self.entry_error(format!("state `{}` {problem}", state.name)));
+            let Some(tensor) = self.tensors.get(state.tensor as usize) else {
+                return error(format!("names tensor {}, which does not exist", state.tensor));
+            };
+            if !matches!(tensor.storage, Storage::F32 | Storage::U8 | Storage::I64 | Storage::I32)
+                || tensor.stride != tensor.cols
+            {
+                return error("does not fit its tensor".to_owned());
+            }
+            if !names.insert(state.name.as_str()) || !taken.insert(state.tensor) {
+                return error("shares its name or its tensor with another".to_owned());
+            }
+            let rank = self.manifest.tensors.get(state.tensor as usize).map_or(0, |tensor| tensor.shape.len());
+            if state.element_axis.is_some_and(|axis| axis as usize >= rank) {
+                return error("has its elements along an axis that its tensor has not".to_owned());
+            }
+            if state.limit.is_some() && !matches!(tensor.storage, Storage::I32 | Storage::I64) {
+                return error("has a limit and is no integer".to_owned());
+            }
+            self.mark(state.tensor);
         }
         Ok(())
     }
@@ -238,17 +267,9 @@ impl<'a> EntryCheck<'a> {
             .and_then(|t| t.checked_mul(repeat.steps.len().max(1) as u64))
             .filter(|&t| t <= MAX_TURNS)
             .ok_or_else(|| step_error(step, format!("more than {MAX_TURNS} turns")))?;
-        match (repeat.table, repeat.table_out) {
-            (None, None) => {}
-            (Some(table), Some(out)) => {
-                let tensor = self.tensor(step, out)?;
-                if tensor.storage != Storage::F32 {
-                    return Err(step_error(step, "the table goes to a tensor that is not f32"));
-                }
-                self.section(step, table, Layout::F32, tensor.elements.checked_mul(repeat.n as usize), "table")?;
-                self.mark(out);
-            }
-            _ => return Err(step_error(step, "has only one of table and table_out")),
+        if let Some(turn) = repeat.turn {
+            self.dense(step, turn, Storage::I64, Some(1))?;
+            self.mark(turn);
         }
         self.steps(&repeat.steps, turns)
     }

@@ -48,9 +48,17 @@ pub fn file() -> Vec<u8> {
         range: None,
     };
     b.step("least", Place::Device, Op::Reduce(reduce));
-    let steps = std::mem::take(&mut b.steps);
-    let table = Some(b.floats("turns", &[0.1, 0.2, 0.3, 0.4]));
-    b.step("loop", Place::Device, Op::Repeat(step::Repeat { n: 2, steps, table, table_out: Some(constant) }));
+    let mut steps = std::mem::take(&mut b.steps);
+    // The constants of a turn: row `turn` of a table.
+    let turn = b.tensor("turn", Storage::I64, &[], HOST);
+    let index = b.tensor("index", Storage::I32, &[], HOST);
+    let table = b.floats("turns", &[0.1, 0.2, 0.3, 0.4]);
+    b.step("narrow", Place::Host, Op::Cast(step::Cast { x: turn, out: index, to: step::CastKind::Same.into() }));
+    let rows = step::Operand { source: Some(step::Source::Section(table)), strides: vec![1], offset: 0 };
+    let look_up = step::Gather { x: rows, index: tensor(index, &[0]), out: constant, extent: 2, along: 2 };
+    b.step("look up", Place::Host, Op::Gather(look_up));
+    steps.splice(0..0, std::mem::take(&mut b.steps));
+    b.step("loop", Place::Device, Op::Repeat(step::Repeat { n: 2, steps, turn: Some(turn) }));
 
     let factor = b.floats("factor", &[3.0]);
     let quantize = step::Quantize { x: least, out: codes, factor, lo: -128, hi: 127, zero_point: 1 };

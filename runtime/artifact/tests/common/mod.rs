@@ -172,6 +172,7 @@ impl Builder {
             outputs: ports(outputs),
             args: Vec::new(),
             steps: std::mem::take(&mut self.steps),
+            states: Vec::new(),
         });
     }
 }

@@ -1,5 +1,7 @@
 //! A loaded model: runs one entry point of an artifact on one device.
 
+mod state;
+
 use std::path::Path;
 
 use qail_artifact::{Artifact, Place, Storage, schema};
@@ -32,6 +34,7 @@ pub struct Session {
     device: Box<dyn DeviceExec>,
     inputs: Vec<PortInfo>,
     outputs: Vec<PortInfo>,
+    states: Vec<PortInfo>,
     keep_intermediates: bool,
 }
 
@@ -75,8 +78,13 @@ impl Session {
             artifact.manifest().entries.get(plan.entry).ok_or(RuntimeError::Internal("the entry point is gone"))?;
         let inputs = ports(&plan, &entry.inputs)?;
         let outputs = ports(&plan, &entry.outputs)?;
+        let states = entry.states.iter().map(|state| port(&plan, &state.name, state.tensor, &[], &[]));
+        let states = states.collect::<Result<_, _>>()?;
         let keep_intermediates = options.keep_intermediates;
-        Ok(Self { plan, memory, host, device, inputs, outputs, keep_intermediates })
+        let mut session = Self { plan, memory, host, device, inputs, outputs, states, keep_intermediates };
+        // A device may have run its steps once to warm up.
+        session.reset().map_err(|_| RuntimeError::Internal("a state has no memory"))?;
+        Ok(session)
     }
 
     /// What [`Session::run`] takes, in this order.
@@ -111,6 +119,7 @@ impl Session {
             check_port(port, view.storage(), view.len())?;
             check_finite(port, view)?;
         }
+        self.check_states()?;
         for (port, view) in self.inputs.iter().zip(inputs) {
             let bytes = view.bytes();
             let to = self.memory.bytes_mut(port.tensor).get_mut(..bytes.len());
@@ -198,21 +207,20 @@ impl std::fmt::Debug for Session {
 }
 
 fn ports(plan: &Plan, ports: &[schema::Port]) -> Result<Vec<PortInfo>, RuntimeError> {
-    ports
-        .iter()
-        .map(|port| {
-            let index = port.tensor as usize;
-            let tensor = plan.tensors.get(index).ok_or(RuntimeError::Internal("an input or output has no tensor"))?;
-            Ok(PortInfo {
-                name: port.name.clone(),
-                storage: tensor.storage,
-                shape: tensor.shape.clone(),
-                lower: port.lower.clone(),
-                upper: port.upper.clone(),
-                tensor: index,
-            })
-        })
-        .collect()
+    ports.iter().map(|p| port(plan, &p.name, p.tensor, &p.lower, &p.upper)).collect()
+}
+
+fn port(plan: &Plan, name: &str, tensor: u32, lower: &[f64], upper: &[f64]) -> Result<PortInfo, RuntimeError> {
+    let index = tensor as usize;
+    let tensor = plan.tensors.get(index).ok_or(RuntimeError::Internal("an input or output has no tensor"))?;
+    Ok(PortInfo {
+        name: name.to_owned(),
+        storage: tensor.storage,
+        shape: tensor.shape.clone(),
+        lower: lower.to_vec(),
+        upper: upper.to_vec(),
+        tensor: index,
+    })
 }
 
 fn check_count(what: &'static str, expected: usize, found: usize) -> Result<(), RunError> {
