@@ -346,6 +346,28 @@ impl Graph {
         true
     }
 
+    /// Takes an input away from the signature of the model. Returns false, and
+    /// does nothing, if somebody reads it or if it is none.
+    pub fn drop_input(&mut self, id: NodeId) -> bool {
+        let Some(place) = self.inputs.iter().position(|&input| input == id) else { return false };
+        self.inputs.remove(place);
+        if self.remove(id) {
+            return true;
+        }
+        self.inputs.insert(place, id);
+        false
+    }
+
+    /// Number of samples along the batch axis; 1 without one.
+    pub fn batch_size(&self) -> usize {
+        let first = self.inputs.iter().find(|&&id| {
+            let name = &self.node(id).name;
+            self.state_of_input(name).is_none() && !self.is_turn(name)
+        });
+        let extent = self.batch_axis.zip(first).and_then(|(axis, first)| self.ty(first.value()).shape.get(axis));
+        extent.copied().unwrap_or(1)
+    }
+
     /// Gives a node another name; a name that is taken gets a number.
     pub fn rename(&mut self, id: NodeId, name: impl Into<String>) {
         let old = std::mem::take(&mut self.inner[id.0].name);
@@ -438,6 +460,18 @@ mod tests {
         let x = graph.add_input("x", TensorType::f32([1]));
         let y = relu(&mut graph, "x", x);
         assert_eq!(graph.node(y.node).name, "x.1");
+    }
+
+    #[test]
+    fn only_inputs_that_nobody_reads_are_dropped() {
+        let mut graph = Graph::new("g");
+        let x = graph.add_input("x", TensorType::f32([1]));
+        let y = graph.add_input("y", TensorType::f32([1]));
+        let a = relu(&mut graph, "a", x);
+        graph.add_output("a", a);
+        assert!(!graph.drop_input(x.node) && !graph.drop_input(a.node));
+        assert!(graph.drop_input(y.node));
+        assert_eq!(graph.inputs(), [x.node]);
     }
 
     #[test]

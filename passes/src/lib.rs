@@ -45,7 +45,9 @@ pub mod quantize_weights;
 pub mod rebatch;
 pub mod registry;
 mod rewrite;
+pub mod sampler;
 mod samples;
+pub mod tabulate_turns;
 
 pub use adopt_weights::AdoptWeights;
 pub use calibrate::{Calibrate, Observer};
@@ -77,4 +79,6 @@ pub use pipeline::{PipelineOptions, default_pipeline};
 pub use precision::{ParsePrecisionError, Precision};
 pub use quantize_weights::QuantizeWeights;
 pub use rebatch::Rebatch;
+pub use sampler::Sampler;
 pub use samples::{SampleError, Samples};
+pub use tabulate_turns::TabulateTurns;

@@ -4,7 +4,7 @@ use crate::{
     AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldEntrySteps,
     FoldNormalizer, FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish,
     LiftNormalize, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass,
-    PassError, PassOptions, QuantizeWeights, Rebatch,
+    PassError, PassOptions, QuantizeWeights, Rebatch, TabulateTurns,
 };
 
 /// One line of the table of passes.
@@ -56,6 +56,7 @@ pub const PASSES: &[Entry] = &[
         name: "rebatch",
         build: |options| Ok(Box::new(Rebatch { n: options.take("n", 1, "a number of samples")? })),
     },
+    Entry { name: "tabulate-turns", build: |_| Ok(Box::new(TabulateTurns)) },
 ];
 
 impl Entry {

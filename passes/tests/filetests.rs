@@ -81,7 +81,7 @@ fn header(source: &str, key: &str) -> Option<String> {
 fn inputs(graph: &Graph, seed: u64) -> BTreeMap<String, Tensor> {
     let mut rng = Rng(seed);
     let mut inputs = BTreeMap::new();
-    for &id in graph.inputs() {
+    for &id in graph.inputs().iter().filter(|&&id| !graph.is_turn(&graph.node(id).name)) {
         let ty = graph.ty(id.value()).clone();
         let n = ty.n_elements();
         let tensor = match ty.elem {
