@@ -25,6 +25,9 @@ fn write_manifest(manifest: &Manifest, out: &mut String) -> std::fmt::Result {
         for port in &entry.inputs {
             writeln!(out, "  input  {} = {}", port.name, tensor(manifest, port.tensor))?;
         }
+        for port in &entry.noise {
+            writeln!(out, "  noise  {} = {}", port.name, tensor(manifest, port.tensor))?;
+        }
         for state in &entry.states {
             let limit = state.limit.map_or_else(String::new, |limit| format!(", at most {limit}"));
             writeln!(out, "  state  {} = {}{limit}", state.name, tensor(manifest, state.tensor))?;

@@ -193,3 +193,35 @@ fn the_plan_of_a_sampler_reads_well() {
     let plan = qail_codegen::build(&graph(SAMPLER), &options).unwrap();
     insta::assert_snapshot!(qail_codegen::explain(&plan.manifest));
 }
+
+#[test]
+fn noise_is_drawn_by_seed_and_run_or_given() {
+    let graph = graph(
+        "graph @g(%obs: f32[1, 3], %z: f32[1, 999]) -> (y = %y, copy = %obs) {
+        %two = const splat(2.0) : f32[]
+        %y = mul %z, %two : f32[1, 999]
+    }",
+    );
+    let options = qail_codegen::BuildOptions { noise: ["z".to_owned()].into(), seed: 7, ..Default::default() };
+    let file = qail_codegen::build(&graph, &options).unwrap().to_file().unwrap();
+    let mut session = Session::load(file.clone(), DeviceSpec::Cpu(None)).unwrap();
+    let (mut y, mut copy) = (vec![0.0; 999], [0.0; 3]);
+    let mut run = |session: &mut Session| {
+        let mut outputs = [TensorViewMut::F32(&mut y), TensorViewMut::F32(&mut copy)];
+        session.run(&[TensorView::F32(&[1.0; 3])], &mut outputs).unwrap();
+        y.clone()
+    };
+    let (first, second) = (run(&mut session), run(&mut session));
+    assert_ne!(first, second);
+    let mean = first.iter().sum::<f32>() / 999.0;
+    let variance = first.iter().map(|y| (y - mean) * (y - mean)).sum::<f32>() / 999.0;
+    assert!(mean.abs() < 0.2 && (variance - 4.0).abs() < 0.6, "{mean} {variance}");
+    session.reseed(7);
+    assert_eq!(run(&mut session), first);
+    session.reseed(8);
+    assert_ne!(run(&mut session), first);
+    let given = qail_runtime::LoadOptions { given_noise: true, ..Default::default() };
+    let session = Session::load_with(file, DeviceSpec::Cpu(None), &given).unwrap();
+    let names: Vec<&str> = session.inputs().iter().map(|port| port.name.as_str()).collect();
+    assert_eq!((names, session.noise().len()), (vec!["obs", "z"], 0));
+}

@@ -57,11 +57,15 @@ pub struct BuildOptions {
     /// Emit a kernel for every device step. Without, the plan runs on a CPU only
     /// and is free of the limits of a GPU.
     pub shaders: bool,
+    /// Inputs, by name, that are standard normal noise.
+    pub noise: BTreeSet<String>,
+    /// Seed of the noise.
+    pub seed: u64,
 }
 
 impl Default for BuildOptions {
     fn default() -> Self {
-        Self { bounds: BTreeMap::new(), shaders: true }
+        Self { bounds: BTreeMap::new(), shaders: true, noise: BTreeSet::new(), seed: 0 }
     }
 }
 
@@ -126,13 +130,17 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
         Port { name: name.to_owned(), tensor, lower: bounds.lower, upper: bounds.upper }
     };
     let mut entry = EntryPoint { name: "main".to_owned(), states, ..EntryPoint::default() };
+    if !options.noise.is_empty() {
+        entry.seed = options.seed;
+    }
     for node in graph.inputs() {
         let name = &graph.node(*node).name;
         if graph.is_turn(name) || graph.state_of_input(name).is_some() {
             continue;
         }
         let tensor = by_node.get(node).copied().ok_or_else(|| CodegenError::internal("every input has a tensor"))?;
-        entry.inputs.push(port(name, tensor));
+        let list = if options.noise.contains(name) { &mut entry.noise } else { &mut entry.inputs };
+        list.push(port(name, tensor));
     }
     for (output, &tensor) in
         graph.outputs.iter().filter(|output| graph.state_of_output(&output.name).is_none()).zip(&outputs)
@@ -144,7 +152,7 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
     let arenas = memory::plan(&builder.steps, &mut builder.tensors, &ports, turns.range())?;
     let kernels = if options.shaders { dispatch::assign(&mut builder)? } else { Vec::new() };
     let Builder { sections, tensors, steps, .. } = builder;
-    let is_new = graph.repeat.is_some() || !graph.states.is_empty();
+    let is_new = graph.repeat.is_some() || !graph.states.is_empty() || !entry.noise.is_empty();
     let min_reader = if is_new { 3 } else { min_reader(&steps) };
     let turn = graph.repeat.as_ref().and_then(|repeat| repeat.turn.as_deref());
     let turn = turn.and_then(|name| by_node.get(&graph.input_named(name)?.node)).copied();

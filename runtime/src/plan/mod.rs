@@ -157,7 +157,8 @@ impl Plan {
             plan.spread()?;
         }
         plan.order = plan.unroll(&entry.steps)?;
-        plan.cut(&entry.inputs, &entry.outputs);
+        let inputs: Vec<schema::Port> = entry.inputs.iter().chain(&entry.noise).cloned().collect();
+        plan.cut(&inputs, &entry.outputs);
         Ok(plan)
     }
 

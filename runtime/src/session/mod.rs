@@ -1,11 +1,13 @@
 //! A loaded model: runs one entry point of an artifact on one device.
 
+mod noise;
 mod state;
 
 use std::path::Path;
 
 use qail_artifact::{Artifact, Place, Storage, schema};
 
+use self::noise::Noise;
 use crate::{
     ArtifactBytes, DeviceSpec, PortInfo, RunError, RuntimeError, TensorView, TensorViewMut,
     device::{self, DeviceContext, DeviceExec},
@@ -22,6 +24,9 @@ pub struct LoadOptions {
     /// Gives every tensor memory of its own, so that [`Session::read_codes`] and
     /// [`Session::read_f32`] see intermediate values. Costs memory.
     pub keep_intermediates: bool,
+    /// The caller gives what is noise, as inputs behind the others. Else the
+    /// session draws it from a seeded generator.
+    pub given_noise: bool,
     /// Runs shaders from the file without bounds checks. Only for files of one's own.
     pub trust_artifact: bool,
 }
@@ -35,6 +40,7 @@ pub struct Session {
     inputs: Vec<PortInfo>,
     outputs: Vec<PortInfo>,
     states: Vec<PortInfo>,
+    noise: Noise,
     keep_intermediates: bool,
 }
 
@@ -76,12 +82,16 @@ impl Session {
         let device = device::open(device, &cx)?;
         let entry =
             artifact.manifest().entries.get(plan.entry).ok_or(RuntimeError::Internal("the entry point is gone"))?;
-        let inputs = ports(&plan, &entry.inputs)?;
+        let mut inputs = ports(&plan, &entry.inputs)?;
+        let mut noise = Noise::new(entry.seed, ports(&plan, &entry.noise)?);
+        if options.given_noise {
+            inputs.append(&mut noise.ports);
+        }
         let outputs = ports(&plan, &entry.outputs)?;
         let states = entry.states.iter().map(|state| port(&plan, &state.name, state.tensor, &[], &[]));
         let states = states.collect::<Result<_, _>>()?;
         let keep_intermediates = options.keep_intermediates;
-        let mut session = Self { plan, memory, host, device, inputs, outputs, states, keep_intermediates };
+        let mut session = Self { plan, memory, host, device, inputs, outputs, states, noise, keep_intermediates };
         // A device may have run its steps once to warm up.
         session.reset().map_err(|_| RuntimeError::Internal("a state has no memory"))?;
         Ok(session)
@@ -125,6 +135,7 @@ impl Session {
             let to = self.memory.bytes_mut(port.tensor).get_mut(..bytes.len());
             to.ok_or(RunError::Internal("an input is longer than its tensor"))?.copy_from_slice(bytes);
         }
+        self.noise.draw(&mut self.memory)?;
         for segment in &self.plan.segments {
             match segment.place {
                 Place::Host => self.host.run(&self.plan, segment, &mut self.memory)?,

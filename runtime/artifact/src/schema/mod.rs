@@ -199,6 +199,13 @@ pub struct EntryPoint {
     /// Values that a run leaves for the next one.
     #[prost(message, repeated, tag = "6")]
     pub states: Vec<State>,
+    /// Inputs that are standard normal noise: a session draws them unless the
+    /// caller wants to give them.
+    #[prost(message, repeated, tag = "7")]
+    pub noise: Vec<Port>,
+    /// Seed of the noise.
+    #[prost(uint64, tag = "8")]
+    pub seed: u64,
 }
 
 /// A value that is kept from run to run; zero at first and after a reset.

@@ -126,6 +126,12 @@ impl<'a> EntryCheck<'a> {
             }
             self.mark(port.tensor);
         }
+        for port in &self.entry.noise {
+            if self.port(port)?.storage != Storage::F32 || !inputs.insert(port.tensor) {
+                return Err(self.entry_error(format!("noise `{}` is not f32, or shares its tensor", port.name)));
+            }
+            self.mark(port.tensor);
+        }
         self.states(&mut inputs)?;
         self.steps(&self.entry.steps, 1)?;
         for port in &self.entry.outputs {
@@ -137,9 +143,10 @@ impl<'a> EntryCheck<'a> {
                 return Err(self.entry_error(format!("nothing writes output `{}`", port.name)));
             }
         }
-        let names: BTreeSet<&str> = self.entry.inputs.iter().map(|port| port.name.as_str()).collect();
+        let all_inputs = || self.entry.inputs.iter().chain(&self.entry.noise);
+        let names: BTreeSet<&str> = all_inputs().map(|port| port.name.as_str()).collect();
         let outputs: BTreeSet<&str> = self.entry.outputs.iter().map(|port| port.name.as_str()).collect();
-        if names.len() != self.entry.inputs.len() || outputs.len() != self.entry.outputs.len() {
+        if names.len() != all_inputs().count() || outputs.len() != self.entry.outputs.len() {
             return Err(self.entry_error("two inputs or two outputs have one name"));
         }
         Ok(())

@@ -173,6 +173,8 @@ impl Builder {
             args: Vec::new(),
             steps: std::mem::take(&mut self.steps),
             states: Vec::new(),
+            noise: Vec::new(),
+            seed: 0,
         });
     }
 }
