@@ -19,6 +19,8 @@ pub(super) struct Data {
     pub(super) sampler: Sampler,
     pub(super) observations: Vec<Vec<f32>>,
     pub(super) expert: Vec<f32>,
+    /// For windows, which of the expert's actions count.
+    pub(super) mask: Vec<f32>,
     pub(super) weights: Vec<f32>,
     pub(super) teacher: Vec<Vec<f32>>,
 }
@@ -47,18 +49,24 @@ impl Data {
         let sampler = Sampler::new(rows.n_rows(), options.batch, options.seed);
         let observations = vec![Vec::new(); rows.observations.len()];
         let teacher = vec![Vec::new(); answers.len()];
-        Self { rows, answers, noisy, sampler, observations, expert: Vec::new(), weights: Vec::new(), teacher }
+        let [expert, mask, weights] = [(); 3].map(|()| Vec::new());
+        Self { rows, answers, noisy, sampler, observations, expert, mask, weights, teacher }
     }
 
-    /// The column behind a source.
-    pub(super) fn column(&self, source: &Source) -> Result<&Column, TrainError> {
-        let (column, name) = match source {
-            Source::Observation(index) => (self.rows.observations.get(*index), "observations"),
-            Source::Expert => (self.rows.actions.as_ref(), "actions"),
-            Source::Teacher(index) => (self.answers.get(*index), "teacher"),
-            Source::Weight => (self.rows.weights.as_ref(), "weights"),
+    /// Name and length of the rows behind a source.
+    pub(super) fn row(&self, source: &Source) -> Result<(&str, usize), TrainError> {
+        let of = |column: &'_ Column| column.row_len;
+        let (name, row_len) = match source {
+            Source::Observation(index) => match self.rows.observations.get(*index) {
+                Some(column) => (column.name.as_str(), Some(column.row_len)),
+                None => ("observations", None),
+            },
+            Source::Expert => ("actions", self.rows.expert_len()),
+            Source::Teacher(index) => ("teacher", self.answers.get(*index).map(of)),
+            Source::Weight => ("weights", self.rows.weights.as_ref().map(of)),
+            Source::Mask => ("windows", self.rows.windows.as_ref().map(|windows| windows.length)),
         };
-        column.ok_or_else(|| TrainError::NoColumn { name: name.to_owned() })
+        row_len.map(|row_len| (name, row_len)).ok_or_else(|| TrainError::NoColumn { name: name.to_owned() })
     }
 
     /// Gathers the batch of a step.
@@ -70,9 +78,9 @@ impl Data {
         for (batch, column) in self.teacher.iter_mut().zip(&self.answers) {
             gather(batch, column, &rows);
         }
-        if let Some(actions) = &self.rows.actions {
-            gather(&mut self.expert, actions, &rows);
-        }
+        self.expert.clear();
+        self.mask.clear();
+        rows.iter().for_each(|&row| self.rows.expert(row, &mut self.expert, &mut self.mask));
         if let Some(weights) = &self.rows.weights {
             gather(&mut self.weights, weights, &rows);
         }
@@ -92,15 +100,15 @@ impl Data {
 
     /// The numbers of run `run` of the batch, which has `rows` rows.
     pub(super) fn part(&self, source: &Source, run: usize, rows: usize) -> &[f32] {
-        let (all, row_len) = match source {
-            Source::Observation(index) => {
-                (self.observations.get(*index), self.rows.observations.get(*index).map(|column| column.row_len))
-            }
-            Source::Expert => (Some(&self.expert), self.rows.actions.as_ref().map(|column| column.row_len)),
-            Source::Teacher(index) => (self.teacher.get(*index), self.answers.get(*index).map(|column| column.row_len)),
-            Source::Weight => (Some(&self.weights), Some(1)),
+        let all = match source {
+            Source::Observation(index) => self.observations.get(*index),
+            Source::Expert => Some(&self.expert),
+            Source::Teacher(index) => self.teacher.get(*index),
+            Source::Weight => Some(&self.weights),
+            Source::Mask => Some(&self.mask),
         };
-        let len = rows * row_len.unwrap_or(0);
+        // Sources were looked at when the trainer was made.
+        let len = rows * self.row(source).map_or(0, |(_, row_len)| row_len);
         all.and_then(|all| all.get(run * len..(run + 1) * len)).unwrap_or_default()
     }
 }

@@ -261,7 +261,8 @@ impl Trainer {
         let mut notes = Vec::new();
         let mut parameters = parameters(prepared, samples)?;
         let weighting = if train.weights.is_some() { Weighting::All } else { Weighting::None };
-        let machine = Machine::new(prepared, &head, &mut parameters, &options, weighting, threads, &mut notes)?;
+        let masked = train.windows.as_ref().map(|windows| windows.length);
+        let machine = Machine::new(prepared, &head, &mut parameters, &options, weighting, masked, threads, &mut notes)?;
         let action = head.outputs().first().map_or(String::new(), |name| (*name).to_owned());
         let batch = FORWARD_BATCH.min(held_out.n_rows());
         let student = Forward::new(prepared, &parameters, batch, threads, &mut notes)?;
@@ -288,10 +289,9 @@ impl Trainer {
         data: Data,
     ) -> Result<Self, TrainError> {
         for feed in &machine.feeds {
-            let column = data.column(&feed.source)?;
-            if column.row_len != feed.row_len {
-                let (found, expected) = (column.row_len, feed.row_len);
-                return Err(TrainError::RowLength { name: column.name.clone(), found, expected });
+            let (name, found) = data.row(&feed.source)?;
+            if found != feed.row_len {
+                return Err(TrainError::RowLength { name: name.to_owned(), found, expected: feed.row_len });
             }
         }
         let adam = AdamW::new(options.adamw(), &parameters);

@@ -78,6 +78,7 @@ fn rows(n: usize) -> Rows {
     Rows {
         observations: vec![Column { name: "x".to_owned(), row_len: 1, data: x }],
         actions: Some(Column { name: "actions".to_owned(), row_len: 1, data: actions }),
+        windows: None,
         weights: None,
     }
 }
@@ -215,7 +216,7 @@ fn a_run_that_is_cut_and_resumed_ends_in_the_same_bits() {
 /// Five times the same state, where the teacher does nothing.
 fn one_state() -> Rows {
     let column = |name: &str, x: f32| Column { name: name.to_owned(), row_len: 1, data: vec![x; 5] };
-    Rows { observations: vec![column("x", 0.5)], actions: Some(column("actions", 0.25)), weights: None }
+    Rows { observations: vec![column("x", 0.5)], actions: Some(column("actions", 0.25)), ..Rows::default() }
 }
 
 #[test]
