@@ -1,6 +1,7 @@
 //! Loads a `.qail` file and runs it, inside a control loop.
 //!
-//! [`Session::load`] makes everything; [`Session::run`] computes. On a CPU `run`
+//! [`Session::load`] makes everything; [`Session::run`] computes, and a
+//! [`Controller`] gives one action a step, also of policies that compute chunks. On a CPU `run`
 //! allocates nothing, takes no lock and starts no thread; on a GPU it is one
 //! submission and one wait for each run of device steps.
 //!
@@ -19,6 +20,7 @@
 #![deny(unsafe_code)]
 
 mod bytes;
+mod control;
 mod cpu;
 mod device;
 mod error;
@@ -31,6 +33,7 @@ mod session;
 mod tensor;
 
 pub use bytes::ArtifactBytes;
+pub use control::{Acted, ChunkPolicy, ControlError, Controller};
 pub use device::{DeviceNameError, DeviceSpec, GpuBackend, GpuSpec, Isa};
 pub use error::{RunError, RuntimeError};
 #[cfg(feature = "gpu")]

@@ -10,8 +10,9 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use common::{Mlp, Precision, families};
-use qail_runtime::{DeviceSpec, Isa, Session, TensorView, TensorViewMut};
+use common::{Mlp, Precision, families, mutant};
+use qail_artifact::schema::{CHUNK_FEATURE, Chunk, Control};
+use qail_runtime::{Controller, DeviceSpec, Isa, Session, TensorView, TensorViewMut};
 
 /// The system allocator, counting.
 struct Counting;
@@ -64,4 +65,22 @@ fn a_run_allocates_nothing() {
     }
     assert_eq!(CALLS.load(Ordering::SeqCst) - before, 0, "windows, rows and look-ups");
     assert!(y.iter().any(|&y| y != 0.0), "{y:?}");
+    for (execute, ensemble) in [(3, None), (1, Some(0.01))] {
+        let mlp = Mlp::new(&[17, 64, 48, 6], 5, Precision::W4A8, 7);
+        let file = mutant::edited(&mlp.file, |manifest| {
+            let chunk = Some(Chunk { length: 5, execute, ensemble });
+            manifest.control = Some(Control { action: "action".to_owned(), chunk });
+            manifest.required_features.push(CHUNK_FEATURE.to_owned());
+        });
+        let mut controller = Controller::new(Session::load(file, "cpu".parse().unwrap()).unwrap()).unwrap();
+        let (observations, mut action) = (mlp.observations(1), [0.0; 6]);
+        let before = CALLS.load(Ordering::SeqCst);
+        for _ in 0..2 {
+            for _ in 0..12 {
+                assert!(controller.act(&[TensorView::F32(&observations)], &mut action).is_ok());
+            }
+            controller.reset().unwrap();
+        }
+        assert_eq!(CALLS.load(Ordering::SeqCst) - before, 0, "chunks, {execute} at a time, ensemble {ensemble:?}");
+    }
 }

@@ -186,6 +186,7 @@ pub(super) fn trained(
         head,
         train,
         held_out,
+        denoise: None,
         samples: demonstrations.get(..N_UNIT_SAMPLES.min(demonstrations.len())).unwrap_or_default(),
         options: train_options.clone(),
         threads: training.threads,

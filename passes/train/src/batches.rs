@@ -6,6 +6,8 @@
 //! (seed, epoch), so the batch of a step is a function of the step alone:
 //! resuming needs no hidden state.
 
+use std::ops::Range;
+
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
@@ -43,8 +45,11 @@ impl Column {
 pub struct Rows {
     /// Observations, a column for every input of the policy.
     pub observations: Vec<Column>,
-    /// Actions of the expert.
+    /// Actions of the expert: one a row, or with [`Rows::windows`] one a
+    /// recorded step, from which the windows of the rows are cut.
     pub actions: Option<Column>,
+    /// Present if the policy gives chunks and one action a step was recorded.
+    pub windows: Option<Windows>,
     /// How much each row counts in the loss, one number a row, 0 or more. Rows
     /// that are judged on all count the same.
     pub weights: Option<Column>,
@@ -54,6 +59,69 @@ impl Rows {
     /// Number of rows, one a recorded step.
     pub fn n_rows(&self) -> usize {
         self.observations.first().map_or(0, Column::n_rows)
+    }
+
+    /// The expert's numbers for a row, and for windows the mask of a row; both
+    /// are added at the end.
+    pub fn expert(&self, row: usize, out: &mut Vec<f32>, mask: &mut Vec<f32>) {
+        match (&self.actions, &self.windows) {
+            (Some(actions), Some(windows)) => windows.gather(actions, row, out, mask),
+            (Some(actions), None) => out.extend_from_slice(actions.row(row)),
+            (None, _) => {}
+        }
+    }
+
+    /// Numbers of the expert in a row.
+    pub fn expert_len(&self) -> Option<usize> {
+        let length = self.windows.as_ref().map_or(1, |windows| windows.length);
+        self.actions.as_ref().map(|actions| actions.row_len * length)
+    }
+}
+
+/// Where the expert's next actions lie, for each row: neighbours share theirs, so
+/// a window is only put together for the rows of a batch.
+///
+/// Beyond the end of its episode a window repeats the last action, and those do
+/// not count: their mask is 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Windows {
+    /// Actions in a window.
+    pub length: usize,
+    /// Row of the column of actions that a window begins with.
+    pub starts: Vec<usize>,
+    /// Actions of a window before its episode ends, 1 to `length`.
+    pub counts: Vec<usize>,
+}
+
+impl Windows {
+    /// Windows of `length` actions from ascending `steps` on, and the steps whose
+    /// actions they need, ascending. `episodes` are ranges of steps in order;
+    /// steps of none of them are left out.
+    pub fn new(length: usize, steps: &[usize], episodes: &[Range<usize>]) -> (Self, Vec<usize>) {
+        let (mut windows, mut needed) = (Self { length, ..Self::default() }, Vec::<usize>::new());
+        let mut episodes = episodes.iter().peekable();
+        for &step in steps {
+            while episodes.next_if(|episode| episode.end <= step).is_some() {}
+            let Some(episode) = episodes.peek().filter(|episode| episode.contains(&step)) else { continue };
+            let end = step.saturating_add(length).min(episode.end);
+            let first = needed.last().map_or(step, |&last| step.max(last + 1));
+            // What is there already of this window lies at the end.
+            windows.starts.push(needed.len() - (first - step));
+            windows.counts.push(end - step);
+            needed.extend(first..end);
+        }
+        (windows, needed)
+    }
+
+    /// Puts a window together from a column with one action a row: the actions
+    /// and, one number an action, whether they count. Nothing if there is no
+    /// such row.
+    pub fn gather(&self, actions: &Column, row: usize, out: &mut Vec<f32>, mask: &mut Vec<f32>) {
+        let (Some(&start), Some(&count)) = (self.starts.get(row), self.counts.get(row)) else { return };
+        for i in 0..self.length {
+            out.extend_from_slice(actions.row(start + i.min(count.saturating_sub(1))));
+            mask.push(if i < count { 1.0 } else { 0.0 });
+        }
     }
 }
 
@@ -104,6 +172,10 @@ pub(crate) enum Purpose {
     Noise = 2,
     /// The noise of a draw of held-out rows.
     JudgeNoise = 3,
+    /// Times and noise of actions that are to be denoised in a step.
+    Denoise = 4,
+    /// The same for rows that are judged on.
+    JudgeDenoise = 5,
 }
 
 /// The generator of (seed, purpose, counter).
@@ -194,7 +266,7 @@ fn deviations(column: &Column, sigma: f64) -> Vec<f32> {
 
 /// A standard normal number (Box, Muller 1958); `libm` gives the same bits on
 /// every platform.
-fn normal(generator: &mut ChaCha8Rng) -> f32 {
+pub(crate) fn normal(generator: &mut ChaCha8Rng) -> f32 {
     let unit = |bits: u32| (f64::from(bits) + 0.5) / f64::from(u32::MAX);
     let (u, v) = (unit(generator.next_u32()).min(1.0), unit(generator.next_u32()));
     (libm::sqrt(-2.0 * libm::log(u)) * libm::cos(2.0 * std::f64::consts::PI * v)) as f32
@@ -220,6 +292,29 @@ mod tests {
         let all: Vec<Vec<usize>> = (0..40).map(|step| from_the_start.rows(step)).collect();
         assert_eq!(Sampler::new(100, 8, 3).rows(37), all[37]);
         assert_ne!(Sampler::new(100, 8, 4).rows(37), all[37]);
+    }
+
+    #[test]
+    fn windows_end_with_their_episode() {
+        let column = Column { name: "actions".to_owned(), row_len: 1, data: (0..9).map(|i| i as f32).collect() };
+        let (windows, needed) = Windows::new(3, &(0..9).collect::<Vec<_>>(), &[0..5, 5..9]);
+        assert_eq!(needed, (0..9).collect::<Vec<_>>());
+        let window = |windows: &Windows, column: &Column, row| {
+            let (mut out, mut mask) = (Vec::new(), Vec::new());
+            windows.gather(column, row, &mut out, &mut mask);
+            (out, mask)
+        };
+        assert_eq!(window(&windows, &column, 0), (vec![0.0, 1.0, 2.0], vec![1.0; 3]));
+        assert_eq!(window(&windows, &column, 3), (vec![3.0, 4.0, 4.0], vec![1.0, 1.0, 0.0]));
+        assert_eq!(window(&windows, &column, 4), (vec![4.0; 3], vec![1.0, 0.0, 0.0]));
+        assert_eq!(window(&windows, &column, 5), (vec![5.0, 6.0, 7.0], vec![1.0; 3]));
+        assert_eq!(window(&windows, &column, 9), (vec![], vec![]));
+        // Few steps far apart need few actions, and neighbours share them.
+        let (windows, needed) = Windows::new(3, &[1, 2, 7], &[0..5, 5..9]);
+        assert_eq!(needed, [1, 2, 3, 4, 7, 8]);
+        let some = Column { data: needed.iter().map(|&step| step as f32).collect(), ..column };
+        assert_eq!(window(&windows, &some, 1), (vec![2.0, 3.0, 4.0], vec![1.0; 3]));
+        assert_eq!(window(&windows, &some, 2), (vec![7.0, 8.0, 8.0], vec![1.0, 1.0, 0.0]));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 pub mod batches;
 pub mod checkpoint;
+pub mod denoise;
 pub mod differentiate;
 pub mod exec;
 mod expand;

@@ -46,17 +46,21 @@ pub(crate) enum Source {
     Teacher(usize),
     /// The weights of the rows.
     Weight,
+    /// Which of the expert's actions in a chunk count.
+    Mask,
 }
 
 impl Machine {
-    /// For the prepared graph at batch 1. Parameters that do not lead to the
+    /// For the prepared graph at batch 1; `masked` as in [`LossSpec`]. Parameters that do not lead to the
     /// loss, those of a value function for example, are dropped.
+    #[allow(clippy::too_many_arguments, reason = "each is something else, and there is one caller")]
     pub(crate) fn new(
         graph: &Graph,
         head: &Head,
         parameters: &mut Vec<Parameter>,
         options: &TrainOptions,
         weighting: Weighting,
+        masked: Option<usize>,
         threads: usize,
         notes: &mut Vec<String>,
     ) -> Result<Self, TrainError> {
@@ -69,6 +73,7 @@ impl Machine {
             qail: method.needs_actions().then_some(from_expert),
             qbc: method.needs_teacher().then_some((options.lambda as f32, from_teacher)),
             weighting,
+            masked,
         };
         let loss = attach(&mut graph, &spec)?;
         keep_those_before(&graph, loss.total, parameters);
@@ -110,6 +115,9 @@ pub(crate) fn source_of(input: &str, observations: &[String], teacher: &[&str]) 
     }
     if input == "weight" {
         return Some(Source::Weight);
+    }
+    if input == "mask" {
+        return Some(Source::Mask);
     }
     let output = input.strip_prefix("teacher.")?;
     teacher.iter().position(|name| *name == output).map(Source::Teacher)

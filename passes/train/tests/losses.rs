@@ -17,7 +17,7 @@ fn outputs(list: &[(&str, &[usize])]) -> Graph {
 }
 
 fn spec(head: Head, qail: Option<Distance>, qbc: Option<(f32, Distance)>) -> LossSpec {
-    LossSpec { head, qail, qbc, weighting: Weighting::None }
+    LossSpec { head, qail, qbc, weighting: Weighting::None, masked: None }
 }
 
 fn action() -> Head {
@@ -30,6 +30,17 @@ fn a_loss_is_nodes_of_the_graph() {
     let spec = LossSpec { weighting: Weighting::Qbc, ..spec(action(), Some(Distance::L1), Some((0.5, Distance::L2))) };
     attach(&mut graph, &spec).unwrap();
     insta::assert_snapshot!(text::print(&graph));
+}
+
+#[test]
+fn a_mask_is_of_the_first_term_alone() {
+    let mut graph = outputs(&[("action", &[8, 5, 3])]);
+    let spec = LossSpec { masked: Some(5), ..spec(action(), Some(Distance::L1), Some((0.5, Distance::L2))) };
+    attach(&mut graph, &spec).unwrap();
+    insta::assert_snapshot!(text::print(&graph));
+    let mut graph = outputs(&[("action", &[8, 5, 3])]);
+    let error = attach(&mut graph, &LossSpec { masked: Some(4), ..spec }).unwrap_err().to_string();
+    assert_eq!(error, "`loss.qail` is f32[8, 5, 3], and a chunk of 4 actions is [batch, 4, A]");
 }
 
 #[test]

@@ -73,6 +73,7 @@ fn gradients_lead_a_quantized_policy_towards_its_teacher() {
         qail: Some(Distance::Huber { delta: 1.0 }),
         qbc: Some((1.0, Distance::L2)),
         weighting: Weighting::None,
+        masked: None,
     };
     let loss = attach(&mut graph, &spec).unwrap();
     let wrt = parameters(&graph);

@@ -72,20 +72,27 @@ fn spec(name: &str) -> LossSpec {
     let (mean, huber) = (Head::Deterministic { output: "mean".to_owned() }, Distance::Huber { delta: 0.7 });
     let none = Weighting::None;
     match name {
-        "qail_l1" => LossSpec { head: mean, qail: Some(Distance::L1), qbc: None, weighting: none },
-        "qail_l2" => LossSpec { head: gaussian(), qail: Some(Distance::L2), qbc: None, weighting: none },
-        "qail_huber" => LossSpec { head: mean, qail: Some(huber), qbc: None, weighting: none },
-        "qail_nll" => LossSpec { head: gaussian(), qail: Some(Distance::Nll), qbc: None, weighting: none },
-        "qbc_kl" => LossSpec { head: gaussian(), qail: None, qbc: Some((1.0, Distance::Kl)), weighting: none },
-        "qbc_l2" => LossSpec { head: gaussian(), qail: None, qbc: Some((1.0, Distance::L2)), weighting: none },
+        "qail_l1" => LossSpec { head: mean, qail: Some(Distance::L1), qbc: None, weighting: none, masked: None },
+        "qail_l2" => LossSpec { head: gaussian(), qail: Some(Distance::L2), qbc: None, weighting: none, masked: None },
+        "qail_huber" => LossSpec { head: mean, qail: Some(huber), qbc: None, weighting: none, masked: None },
+        "qail_nll" => {
+            LossSpec { head: gaussian(), qail: Some(Distance::Nll), qbc: None, weighting: none, masked: None }
+        }
+        "qbc_kl" => {
+            LossSpec { head: gaussian(), qail: None, qbc: Some((1.0, Distance::Kl)), weighting: none, masked: None }
+        }
+        "qbc_l2" => {
+            LossSpec { head: gaussian(), qail: None, qbc: Some((1.0, Distance::L2)), weighting: none, masked: None }
+        }
         "qail_nll_qbc_kl_weighted" => LossSpec {
             head: gaussian(),
             qail: Some(Distance::Nll),
             qbc: Some((0.7, Distance::Kl)),
             weighting: Weighting::Qbc,
+            masked: None,
         },
         "qail_l2_all_weighted" => {
-            LossSpec { head: mean, qail: Some(Distance::L2), qbc: None, weighting: Weighting::All }
+            LossSpec { head: mean, qail: Some(Distance::L2), qbc: None, weighting: Weighting::All, masked: None }
         }
         other => panic!("no spec for {other}"),
     }

@@ -42,6 +42,7 @@ fn train(weights: Option<Vec<f32>>) -> (Vec<StepReport>, Vec<f32>) {
     let rows = Rows {
         observations: vec![Column { name: "obs".to_owned(), row_len: 4, data: observations }],
         actions: Some(Column { name: "actions".to_owned(), row_len: 2, data: vec![0.5; 2 * N] }),
+        windows: None,
         weights: weights.map(|data| Column { name: "weights".to_owned(), row_len: 1, data }),
     };
     let mut trainer = Trainer::new(Setup {
@@ -50,6 +51,7 @@ fn train(weights: Option<Vec<f32>>) -> (Vec<StepReport>, Vec<f32>) {
         head: Head::Deterministic { output: "action".to_owned() },
         held_out: rows.clone(),
         train: rows,
+        denoise: None,
         samples: &samples,
         options: TrainOptions { steps: 2, batch: N, ..TrainOptions::default() },
         threads: 1,

@@ -9,7 +9,7 @@ use qail_artifact::{Artifact, Place, Storage, schema};
 
 use self::noise::Noise;
 use crate::{
-    ArtifactBytes, DeviceSpec, PortInfo, RunError, RuntimeError, TensorView, TensorViewMut,
+    ArtifactBytes, ChunkPolicy, DeviceSpec, PortInfo, RunError, RuntimeError, TensorView, TensorViewMut,
     device::{self, DeviceContext, DeviceExec},
     host::Host,
     memory::HostMemory,
@@ -42,6 +42,9 @@ pub struct Session {
     states: Vec<PortInfo>,
     noise: Noise,
     keep_intermediates: bool,
+    /// The output that is the action, as far as that is known.
+    action: Option<usize>,
+    chunk: Option<ChunkPolicy>,
 }
 
 impl Session {
@@ -91,7 +94,21 @@ impl Session {
         let states = entry.states.iter().map(|state| port(&plan, &state.name, state.tensor, &[], &[]));
         let states = states.collect::<Result<_, _>>()?;
         let keep_intermediates = options.keep_intermediates;
-        let mut session = Self { plan, memory, host, device, inputs, outputs, states, noise, keep_intermediates };
+        // Control is said about the first entry point.
+        let control = artifact.manifest().control.as_ref().filter(|_| plan.entry == 0);
+        let named = |name: &str| outputs.iter().position(|port| port.name == name);
+        let action = match control {
+            Some(control) => named(&control.action),
+            None if outputs.len() == 1 => Some(0),
+            None => named("action"),
+        };
+        let chunk = control.and_then(|control| control.chunk).map(|chunk| ChunkPolicy {
+            length: chunk.length as usize,
+            execute: chunk.execute as usize,
+            ensemble: chunk.ensemble,
+        });
+        let mut session =
+            Self { plan, memory, host, device, inputs, outputs, states, noise, keep_intermediates, action, chunk };
         // A device may have run its steps once to warm up.
         session.reset().map_err(|_| RuntimeError::Internal("a state has no memory"))?;
         Ok(session)
@@ -107,6 +124,18 @@ impl Session {
         &self.outputs
     }
 
+    /// The output that is the action: the one that the artifact names, or the
+    /// only one, or the one called `action`.
+    pub fn action(&self) -> Option<usize> {
+        self.action
+    }
+
+    /// How the action is made of chunks; `None` if it is computed in every step.
+    /// [`crate::Controller`] does what it says, [`Session::run`] gives whole chunks.
+    pub fn chunk(&self) -> Option<ChunkPolicy> {
+        self.chunk
+    }
+
     /// What the steps run on: `cpu:avx2`, or the backend and name of a GPU.
     pub fn device_name(&self) -> &str {
         self.device.name()
@@ -120,11 +149,20 @@ impl Session {
     /// is infinite or not a number, or if the device fails. Outputs then keep
     /// their old contents, and the session stays usable.
     pub fn run(&mut self, inputs: &[TensorView<'_>], outputs: &mut [TensorViewMut<'_>]) -> Result<(), RunError> {
-        check_count("inputs", self.inputs.len(), inputs.len())?;
         check_count("outputs", self.outputs.len(), outputs.len())?;
         for (port, view) in self.outputs.iter().zip(outputs.iter()) {
             check_port(port, view.storage(), view.len())?;
         }
+        self.compute(inputs)?;
+        for (port, view) in self.outputs.iter().zip(outputs.iter_mut()) {
+            copy_output(&self.memory, port, view.bytes_mut())?;
+        }
+        Ok(())
+    }
+
+    /// [`Session::run`] without handing out anything.
+    pub(crate) fn compute(&mut self, inputs: &[TensorView<'_>]) -> Result<(), RunError> {
+        check_count("inputs", self.inputs.len(), inputs.len())?;
         for (port, view) in self.inputs.iter().zip(inputs) {
             check_port(port, view.storage(), view.len())?;
             check_finite(port, view)?;
@@ -142,12 +180,14 @@ impl Session {
                 Place::Device => self.device.run_segment(&self.plan, segment, &mut self.memory)?,
             }
         }
-        for (port, view) in self.outputs.iter().zip(outputs.iter_mut()) {
-            let bytes = view.bytes_mut();
-            let from = self.memory.bytes(port.tensor).get(..bytes.len());
-            bytes.copy_from_slice(from.ok_or(RunError::Internal("an output is longer than its tensor"))?);
-        }
         Ok(())
+    }
+
+    /// One output of floats of what was computed last.
+    pub(crate) fn read_output(&self, output: usize, to: &mut [f32]) -> Result<(), RunError> {
+        let port = self.outputs.get(output).ok_or(RunError::Internal("an output is gone"))?;
+        check_port(port, Storage::F32, to.len())?;
+        copy_output(&self.memory, port, bytemuck::cast_slice_mut(to))
     }
 
     /// Names of all tensors, in the order of the file.
@@ -232,6 +272,12 @@ fn port(plan: &Plan, name: &str, tensor: u32, lower: &[f64], upper: &[f64]) -> R
         upper: upper.to_vec(),
         tensor: index,
     })
+}
+
+fn copy_output(memory: &HostMemory, port: &PortInfo, to: &mut [u8]) -> Result<(), RunError> {
+    let from = memory.bytes(port.tensor).get(..to.len());
+    to.copy_from_slice(from.ok_or(RunError::Internal("an output is longer than its tensor"))?);
+    Ok(())
 }
 
 fn check_count(what: &'static str, expected: usize, found: usize) -> Result<(), RunError> {

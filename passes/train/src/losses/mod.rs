@@ -6,8 +6,9 @@
 //! equations are in `METHOD.md` beside this crate.
 //!
 //! A loss adds inputs to the graph: `target.<output>` is what the expert did,
-//! `teacher.<output>` what the full-precision policy computed, and `weight`,
-//! `[B, 1]`, one number a sample. It adds the outputs `loss`, `loss.qail` and
+//! `teacher.<output>` what the full-precision policy computed, `weight`,
+//! `[B, 1]`, one number a sample, and `mask`, `[B, L]`, one number an action of
+//! a chunk, which multiplies the first term. It adds the outputs `loss`, `loss.qail` and
 //! `loss.qbc`, each one number: means over the batch and over features.
 
 mod head;
@@ -59,6 +60,10 @@ pub struct LossSpec {
     pub qbc: Option<(f32, Distance)>,
     /// Per-sample weights.
     pub weighting: Weighting,
+    /// Actions in a chunk, if those beyond the end of an episode shall not count
+    /// in the first term. The head's output is then `[B, length, A]` or
+    /// `[length, A]`.
+    pub masked: Option<usize>,
 }
 
 /// The values that a loss adds; each is one number.
@@ -118,6 +123,16 @@ pub enum LossError {
     /// Neither QAIL nor QBC.
     #[error("nothing to train on: choose qail, qbc or both")]
     NoTerm,
+    /// A mask for something that is no chunk.
+    #[error("`{name}` is {found}, and a chunk of {length} actions is [batch, {length}, A]")]
+    Chunk {
+        /// The output, or the node behind it.
+        name: String,
+        /// Its type.
+        found: TensorType,
+        /// Actions in a chunk.
+        length: usize,
+    },
     /// Samples along no axis.
     #[error("the graph has no batch axis: nothing tells its samples apart")]
     NoBatchAxis,
@@ -197,7 +212,7 @@ fn check(spec: &LossSpec) -> Result<(), LossError> {
 
 impl Terms<'_> {
     fn build(&mut self, spec: &LossSpec) -> Result<LossValues, LossError> {
-        let qail = spec.qail.map(|distance| self.qail(&spec.head, distance)).transpose()?;
+        let qail = spec.qail.map(|distance| self.qail(spec, distance)).transpose()?;
         let qbc = spec.qbc.map(|(_, distance)| self.qbc(&spec.head, distance)).transpose()?;
         let lambda = spec.qbc.map_or(1.0, |(lambda, _)| lambda);
         let total = match (qail, qbc) {
@@ -219,12 +234,16 @@ impl Terms<'_> {
     }
 
     /// Distance from the expert's action.
-    fn qail(&mut self, head: &Head, distance: Distance) -> Result<ValueId, LossError> {
-        let each = match (head, distance) {
+    fn qail(&mut self, spec: &LossSpec, distance: Distance) -> Result<ValueId, LossError> {
+        let each = match (&spec.head, distance) {
             (Head::Gaussian { mean, log_std }, Distance::Nll) => self.nll("loss.qail", mean, log_std)?,
             (Head::Gaussian { mean: output, .. } | Head::Deterministic { output }, _) => {
                 self.distance("loss.qail", "target", output, distance)?
             }
+        };
+        let each = match spec.masked {
+            Some(length) => self.masked("loss.qail", each, length)?,
+            None => each,
         };
         self.mean("loss.qail", each, self.weighting == Weighting::All)
     }

@@ -102,6 +102,21 @@ impl<'g> Terms<'g> {
         Ok(self.binary(&format!("{name}.weighted"), BinaryFn::Mul, each, along)?)
     }
 
+    /// Each element times the mask of its action in a chunk of `length`. The mask
+    /// does not divide the mean, as in ACT (arXiv 2304.13705).
+    pub(super) fn masked(&mut self, name: &str, each: ValueId, length: usize) -> Result<ValueId, LossError> {
+        let found = self.graph.ty(each).clone();
+        let mut shape = found.shape.clone();
+        shape.iter_mut().last().into_iter().for_each(|extent| *extent = 1);
+        let n_actions: usize = shape.iter().product();
+        if !matches!(shape[..], [.., rows, _] if rows == length) || n_actions != self.n_samples * length {
+            return Err(LossError::Chunk { name: name.to_owned(), found, length });
+        }
+        let mask = self.input("mask", TensorType::f32([self.n_samples, length]))?;
+        let along = self.add(&format!("{name}.mask"), Op::Reshape(Reshape { shape }), &[mask])?;
+        Ok(self.binary(&format!("{name}.masked"), BinaryFn::Mul, each, along)?)
+    }
+
     /// One number of all elements.
     pub(super) fn reduce(&mut self, name: &str, f: ReduceFn, x: ValueId) -> Result<ValueId, TypeError> {
         let axes = (0..self.graph.ty(x).shape.len()).collect();

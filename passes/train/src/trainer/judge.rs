@@ -39,6 +39,8 @@ struct Judged {
     /// Of the full-precision policy.
     teacher: Column,
     expert: Option<Column>,
+    /// For windows, which actions of the expert count; one number an action.
+    mask: Vec<f32>,
 }
 
 /// Distance from the actions of the full-precision policy and of the expert.
@@ -60,7 +62,8 @@ pub(super) struct Verdict {
 impl Judge {
     /// Judges on `rows` as they are; `reference` are the teacher's actions.
     pub(super) fn new(student: Forward, rows: Rows, reference: Column, action: String) -> Self {
-        let clean = Judged { observations: rows.observations, teacher: reference, expert: rows.actions };
+        let (expert, mask) = expert(&rows);
+        let clean = Judged { observations: rows.observations, teacher: reference, expert, mask };
         Self { student, clean, noisy: None, action }
     }
 
@@ -91,7 +94,8 @@ impl Judge {
             let data = expert.data.iter().cycle().zip(shifts).map(|(expert, shift)| expert + shift).collect();
             Column { name: expert.name.clone(), row_len: expert.row_len, data }
         });
-        self.noisy = Some(Judged { observations, teacher, expert });
+        let mask = clean.mask.repeat(n_draws);
+        self.noisy = Some(Judged { observations, teacher, expert, mask });
         Ok(self)
     }
 
@@ -115,8 +119,32 @@ impl Judged {
             error.add(&actions.data, &right.data);
             error
         };
-        Ok(Errors { teacher: from(&self.teacher), expert: self.expert.as_ref().map(from) })
+        let from_expert = |right: &Column| match right.data.len() / self.mask.len().max(1) {
+            n_action if !self.mask.is_empty() => masked(&actions.data, &right.data, &self.mask, n_action),
+            _ => from(right),
+        };
+        Ok(Errors { teacher: from(&self.teacher), expert: self.expert.as_ref().map(from_expert) })
     }
+}
+
+/// The error of those actions of `n_action` numbers that count.
+fn masked(actions: &[f32], right: &[f32], mask: &[f32], n_action: usize) -> ActionError {
+    let mut error = ActionError::new();
+    let n_action = n_action.max(1);
+    for ((action, right), _) in
+        actions.chunks_exact(n_action).zip(right.chunks_exact(n_action)).zip(mask).filter(|(_, counts)| **counts > 0.0)
+    {
+        error.add(action, right);
+    }
+    error
+}
+
+/// The expert's actions for every row, windows put together, and their mask.
+fn expert(rows: &Rows) -> (Option<Column>, Vec<f32>) {
+    let (Some(actions), Some(row_len)) = (&rows.actions, rows.expert_len()) else { return (None, Vec::new()) };
+    let (mut data, mut mask) = (Vec::with_capacity(rows.n_rows() * row_len), Vec::new());
+    (0..rows.n_rows()).for_each(|row| rows.expert(row, &mut data, &mut mask));
+    (Some(Column { name: actions.name.clone(), row_len, data }), mask)
 }
 
 /// The actions of the full-precision policy by the interpreter, which the

@@ -23,6 +23,7 @@ use qail_ir::{
 use crate::{
     GradientError, Head, LossError, Weighting,
     batches::{Noise, Rows},
+    denoise::Denoise,
     exec::ExecError,
     forward::Forward,
     metrics::ActionError,
@@ -51,6 +52,9 @@ pub struct Setup<'a> {
     pub train: Rows,
     /// Rows to judge on.
     pub held_out: Rows,
+    /// The policy predicts the noise of noisy actions: `rows.actions` are clean
+    /// ones, and the inputs that it names get their numbers in each step.
+    pub denoise: Option<Denoise>,
     /// Some steps to measure the units of biases on.
     pub samples: &'a [BTreeMap<String, Tensor>],
     /// What the result depends on.
@@ -254,26 +258,28 @@ impl Trainer {
     /// A policy without quantized layers or with functions that have no
     /// gradient, and data that does not fit it.
     pub fn new(setup: Setup<'_>) -> Result<Self, TrainError> {
-        let Setup { prepared, teacher, head, train, held_out, samples, options, threads } = setup;
+        let Setup { prepared, teacher, head, train, held_out, denoise, samples, options, threads } = setup;
         if train.n_rows() == 0 || held_out.n_rows() == 0 {
             return Err(TrainError::NoRows);
         }
+        let held_out = denoise.as_ref().map_or_else(|| held_out.clone(), |denoise| denoise.noised(&held_out, 0));
         let mut notes = Vec::new();
         let mut parameters = parameters(prepared, samples)?;
         let weighting = if train.weights.is_some() { Weighting::All } else { Weighting::None };
-        let machine = Machine::new(prepared, &head, &mut parameters, &options, weighting, threads, &mut notes)?;
+        let masked = train.windows.as_ref().map(|windows| windows.length);
+        let machine = Machine::new(prepared, &head, &mut parameters, &options, weighting, masked, threads, &mut notes)?;
         let action = head.outputs().first().map_or(String::new(), |name| (*name).to_owned());
         let batch = FORWARD_BATCH.min(held_out.n_rows());
         let student = Forward::new(prepared, &parameters, batch, threads, &mut notes)?;
         let reference = reference(teacher, &held_out, &action)?;
         let mut judge = Judge::new(student, held_out, reference, action);
-        let noise = noise(&train, teacher, &options);
+        let noise = noise(&train, teacher, denoise.as_ref(), &options);
         let batch = FORWARD_BATCH.min(options.batch.max(1));
         let mut teacher = Forward::new(teacher, &[], batch, threads, &mut notes)?;
         if let Some(noise) = &noise {
             judge = judge.with_noise(noise, &mut teacher)?;
         }
-        let data = Data::new(train, teacher, &head, noise, &options)?;
+        let data = Data::new(train, teacher, &head, noise, denoise, &options)?;
         let mut trainer = Self::with(options, parameters, machine, judge, data)?;
         trainer.notes = notes;
         Ok(trainer)
@@ -288,10 +294,9 @@ impl Trainer {
         data: Data,
     ) -> Result<Self, TrainError> {
         for feed in &machine.feeds {
-            let column = data.column(&feed.source)?;
-            if column.row_len != feed.row_len {
-                let (found, expected) = (column.row_len, feed.row_len);
-                return Err(TrainError::RowLength { name: column.name.clone(), found, expected });
+            let (name, found) = data.row(&feed.source)?;
+            if found != feed.row_len {
+                return Err(TrainError::RowLength { name: name.to_owned(), found, expected: feed.row_len });
             }
         }
         let adam = AdamW::new(options.adamw(), &parameters);
@@ -504,8 +509,11 @@ impl Trainer {
 }
 
 /// The noise of a run; integers are left as they are.
-fn noise(train: &Rows, teacher: &Graph, options: &TrainOptions) -> Option<Noise> {
+fn noise(train: &Rows, teacher: &Graph, denoise: Option<&Denoise>, options: &TrainOptions) -> Option<Noise> {
     let is_exact = |name: &str| {
+        if denoise.is_some_and(|denoise| denoise.sample == name || denoise.timestep == name) {
+            return true;
+        }
         let input = teacher.inputs().iter().find(|&&id| teacher.node(id).name == name);
         input.is_some_and(|id| teacher.ty(id.value()).elem != Elem::Plain(DType::F32))
     };

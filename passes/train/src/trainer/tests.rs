@@ -78,6 +78,7 @@ fn rows(n: usize) -> Rows {
     Rows {
         observations: vec![Column { name: "x".to_owned(), row_len: 1, data: x }],
         actions: Some(Column { name: "actions".to_owned(), row_len: 1, data: actions }),
+        windows: None,
         weights: None,
     }
 }
@@ -143,8 +144,13 @@ fn trainer(options: TrainOptions) -> Trainer {
     if let Some(noise) = &noise {
         judge = judge.with_noise(noise, &mut line(2.0, -1.0)).unwrap();
     }
-    let noisy = noise.map(|noise| (noise, line(2.0, -1.0), vec!["y".to_owned()]));
-    let data = Data::with(rows(30), answers, noisy, &options);
+    let changed = noise.map(|noise| data::Changed {
+        noise: Some(noise),
+        denoise: None,
+        teacher: line(2.0, -1.0),
+        outputs: vec!["y".to_owned()],
+    });
+    let data = Data::with(rows(30), answers, changed, &options);
     let parameters = vec![parameter("w", Role::Weight, &[1, 1], 0.5), parameter("b", Role::Bias, &[1], 0.0)];
     Trainer::with(options, parameters, machine, judge, data).unwrap()
 }
@@ -215,7 +221,7 @@ fn a_run_that_is_cut_and_resumed_ends_in_the_same_bits() {
 /// Five times the same state, where the teacher does nothing.
 fn one_state() -> Rows {
     let column = |name: &str, x: f32| Column { name: name.to_owned(), row_len: 1, data: vec![x; 5] };
-    Rows { observations: vec![column("x", 0.5)], actions: Some(column("actions", 0.25)), weights: None }
+    Rows { observations: vec![column("x", 0.5)], actions: Some(column("actions", 0.25)), ..Rows::default() }
 }
 
 #[test]

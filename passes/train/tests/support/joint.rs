@@ -10,7 +10,7 @@ use qail_train::{Distance, Head, LossSpec, Weighting, attach, differentiate};
 pub(crate) fn joint(batch: usize, widths: &[usize], act: &str, bits: u8) -> Graph {
     let mut graph = forward(batch, widths, act, bits);
     let head = Head::Deterministic { output: "y".to_owned() };
-    let spec = LossSpec { head, qail: Some(Distance::L2), qbc: None, weighting: Weighting::None };
+    let spec = LossSpec { head, qail: Some(Distance::L2), qbc: None, weighting: Weighting::None, masked: None };
     let loss = attach(&mut graph, &spec).unwrap();
     let constants: Vec<ValueId> = graph.topo().into_iter().map(|id| id.value()).collect();
     let wrt: Vec<ValueId> = constants.into_iter().filter(|&value| graph.const_of(value).is_some()).collect();

@@ -7,10 +7,13 @@
 //! reads the operations and a GPU session the dispatches, and both mean the
 //! same. Field numbers are never reused.
 
+mod control;
 mod rows;
 mod select;
 pub mod step;
 mod window;
+
+pub use control::{CHUNK_FEATURE, Chunk, Control, MAX_ENSEMBLE_EXPONENT};
 
 /// Root of the manifest.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -57,6 +60,9 @@ pub struct Manifest {
     /// Named figures measured at compile time, for example `action_mse`.
     #[prost(btree_map = "string, double", tag = "14")]
     pub evaluation: std::collections::BTreeMap<String, f64>,
+    /// What a control loop makes of the outputs, if anything was said about it.
+    #[prost(message, optional, tag = "17")]
+    pub control: Option<Control>,
 }
 
 /// A checked byte range of the file, 64-byte aligned.

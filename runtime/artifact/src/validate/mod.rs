@@ -7,8 +7,10 @@
 //! - sections are as long as the steps that read them say;
 //! - a step does not read the memory that it writes, and no tensor is read that
 //!   nothing has written;
+//! - the action is an output, and its chunks are as long as the file says;
 //! - integer products stay inside an `i32` and requantizations inside an `i64`.
 
+mod control;
 mod float;
 mod integer;
 mod rows;
@@ -53,7 +55,7 @@ pub(crate) fn check(artifact: &Artifact<'_>) -> Check {
         }
         EntryCheck::new(artifact, &tensors, entry)?.run()?;
     }
-    Ok(())
+    control::check(manifest, &tensors)
 }
 
 /// Sections whose layout alone says something about their bytes.
