@@ -329,7 +329,9 @@ mod tests {
     /// The mean over a table of all chunks, as the paper writes it.
     fn mean_at(t: usize, a: usize, length: usize, m: f64) -> f64 {
         let from = (t + 1).saturating_sub(length);
-        let terms = (from..=t).enumerate().map(|(i, made_at)| ((-m * i as f64).exp(), f64::from(said(made_at, t - made_at, a))));
+        let terms = (from..=t)
+            .enumerate()
+            .map(|(i, made_at)| ((-m * i as f64).exp(), f64::from(said(made_at, t - made_at, a))));
         let (sum, total) = terms.fold((0.0, 0.0), |(sum, total), (w, x)| (sum + w * x, total + w));
         sum / total
     }
@@ -342,15 +344,17 @@ mod tests {
             for episode in 0..2 {
                 ensemble.reset();
                 for t in 0..3 * length + 2 {
-                    let chunk: Vec<f32> =
-                        (0..length).flat_map(|j| (0..n_action).map(move |a| said(t, j, a))).collect();
+                    let chunk: Vec<f32> = (0..length).flat_map(|j| (0..n_action).map(move |a| said(t, j, a))).collect();
                     ensemble.add(&chunk);
                     let mut action = [0.0; 3];
                     ensemble.take(&mut action);
                     for (a, &found) in action.iter().enumerate() {
                         let expected = mean_at(t, a, length, m);
                         let error = (f64::from(found) - expected).abs();
-                        assert!(error <= 1e-6 * expected.abs().max(1e-3), "{length} {m} {episode} {t}: {found} {expected}");
+                        assert!(
+                            error <= 1e-6 * expected.abs().max(1e-3),
+                            "{length} {m} {episode} {t}: {found} {expected}"
+                        );
                     }
                 }
             }

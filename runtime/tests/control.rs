@@ -86,7 +86,8 @@ fn act_paper(chunks: &[Vec<f32>], t: usize, m: f64) -> Vec<f32> {
     let sum: f64 = weights.iter().sum();
     let weights: Vec<f32> = weights.iter().map(|weight| (weight / sum) as f32).collect();
     let element = |a: usize| {
-        let terms = populated.iter().zip(&weights).map(|(&made_at, w)| chunks[made_at][(t - made_at) * N_ACTION + a] * w);
+        let terms =
+            populated.iter().zip(&weights).map(|(&made_at, w)| chunks[made_at][(t - made_at) * N_ACTION + a] * w);
         terms.sum::<f32>()
     };
     (0..N_ACTION).map(element).collect()
@@ -174,7 +175,10 @@ fn two_outputs(control: Option<&str>) -> Session {
 fn the_artifact_says_which_output_is_the_action() {
     assert_eq!(Controller::new(two_outputs(Some("other"))).unwrap().action_name(), "other");
     let message = Controller::new(two_outputs(None)).unwrap_err().to_string();
-    assert!(message.starts_with("it is not clear which output is the action") && message.contains("`other`"), "{message}");
+    assert!(
+        message.starts_with("it is not clear which output is the action") && message.contains("`other`"),
+        "{message}"
+    );
     assert_eq!(Controller::of_output(two_outputs(None), "other").unwrap().action_name(), "other");
     assert!(Controller::of_output(two_outputs(None), "no_such_output").is_err());
 }

@@ -132,8 +132,10 @@ fn windows_inside_an_episode_are_recorded_chunks() {
     for method in [Method::Qail, Method::Qbc, Method::QailQbc] {
         for obs_noise in [0.0, 0.3] {
             let options = || options(method, obs_noise, 5);
-            let (a, b) =
-                (policy.train(rows.clone(), rows.clone(), options()), policy.train(chunks.clone(), chunks.clone(), options()));
+            let (a, b) = (
+                policy.train(rows.clone(), rows.clone(), options()),
+                policy.train(chunks.clone(), chunks.clone(), options()),
+            );
             assert_eq!(a.steps, b.steps, "{method} {obs_noise}");
             assert_eq!(a.evaluations, b.evaluations, "{method} {obs_noise}");
         }

@@ -75,9 +75,15 @@ fn spec(name: &str) -> LossSpec {
         "qail_l1" => LossSpec { head: mean, qail: Some(Distance::L1), qbc: None, weighting: none, masked: None },
         "qail_l2" => LossSpec { head: gaussian(), qail: Some(Distance::L2), qbc: None, weighting: none, masked: None },
         "qail_huber" => LossSpec { head: mean, qail: Some(huber), qbc: None, weighting: none, masked: None },
-        "qail_nll" => LossSpec { head: gaussian(), qail: Some(Distance::Nll), qbc: None, weighting: none, masked: None },
-        "qbc_kl" => LossSpec { head: gaussian(), qail: None, qbc: Some((1.0, Distance::Kl)), weighting: none, masked: None },
-        "qbc_l2" => LossSpec { head: gaussian(), qail: None, qbc: Some((1.0, Distance::L2)), weighting: none, masked: None },
+        "qail_nll" => {
+            LossSpec { head: gaussian(), qail: Some(Distance::Nll), qbc: None, weighting: none, masked: None }
+        }
+        "qbc_kl" => {
+            LossSpec { head: gaussian(), qail: None, qbc: Some((1.0, Distance::Kl)), weighting: none, masked: None }
+        }
+        "qbc_l2" => {
+            LossSpec { head: gaussian(), qail: None, qbc: Some((1.0, Distance::L2)), weighting: none, masked: None }
+        }
         "qail_nll_qbc_kl_weighted" => LossSpec {
             head: gaussian(),
             qail: Some(Distance::Nll),

@@ -24,7 +24,10 @@ pub(super) fn check(manifest: &Manifest, tensors: &[TensorInfo]) -> Check {
     let Control { chunk: Some(Chunk { length, execute, ensemble }), .. } = *control else { return Ok(()) };
     let shape = manifest.tensors.get(index as usize).map(|tensor| tensor.shape.as_slice()).unwrap_or_default();
     if !matches!(*shape, [rows, _] | [1, rows, _] if rows == u64::from(length)) || tensor.rows != length as usize {
-        return refuse(&format!("the action `{}` has the shape {shape:?}, which is no chunk of {length}", control.action));
+        return refuse(&format!(
+            "the action `{}` has the shape {shape:?}, which is no chunk of {length}",
+            control.action
+        ));
     }
     if execute == 0 || execute > length {
         return refuse(&format!("{execute} actions of a chunk of {length} cannot be given out"));
