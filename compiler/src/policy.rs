@@ -5,6 +5,10 @@
 //! head = "gaussian"                      # deterministic | gaussian
 //! outputs = { mean = "mu", log_std = "log_std" }
 //! control_rate_hz = 50
+//! [chunk]                                # the output holds the actions of several steps
+//! length = 100                           # as many as there are in the output
+//! execute = 50                           # before the next chunk is computed; default: all
+//! # ensemble = 0.01                      # or: a chunk in every step, and their weighed mean
 //! [actions]
 //! bounds = [[-1, 1], [-0.5, 0.5]]        # one pair an action, or one for all
 //! [map]
@@ -21,21 +25,21 @@ use std::{
 
 use toml::{Table, Value};
 
-use crate::pipeline::{HeadChoice, HeadKind};
+use crate::pipeline::{ChunkChoice, HeadChoice, HeadKind};
 
 /// The most that is read of a file.
 const MAX_BYTES: u64 = 1 << 20;
 /// Tables and the keys that they may have; true if this version uses the key.
 const KNOWN: [(&str, &[(&str, bool)]); 6] = [
     ("policy", &[("head", true), ("outputs", true), ("state", false), ("control_rate_hz", true)]),
-    ("chunk", &[("length", false), ("execute", false), ("ensemble", false)]),
+    ("chunk", &[("length", true), ("execute", true), ("ensemble", true)]),
     ("sampler", &[("kind", false), ("steps", false)]),
     ("observations", &[]),
     ("actions", &[("bounds", true), ("unnormalize", false)]),
     ("map", &[]),
 ];
 /// Tables that this version uses.
-const USED: [&str; 3] = ["policy", "actions", "map"];
+const USED: [&str; 4] = ["policy", "chunk", "actions", "map"];
 /// Heads that this version does not train.
 const LATER_HEADS: [&str; 5] = ["tanh-gaussian", "beta", "mixture", "categorical", "bins"];
 
@@ -46,6 +50,8 @@ pub struct Policy {
     pub head: HeadChoice,
     /// Rate of the control loop in Hz.
     pub control_rate_hz: Option<f64>,
+    /// Chunks of actions, if there are any.
+    pub chunk: Option<ChunkChoice>,
     /// Smallest and largest action: one pair an action, or one for all.
     pub bounds: Vec<(f64, f64)>,
     /// Input of the model to array of the data.
@@ -151,6 +157,10 @@ impl Policy {
                 return Err(file.later(table));
             }
             let content = content.as_table().ok_or_else(|| file.wrong(table, "a table"))?;
+            if table == "chunk" {
+                // An empty table says that there are chunks.
+                policy.chunk = Some(ChunkChoice::default());
+            }
             for (key, value) in content {
                 let full = format!("{table}.{key}");
                 if table == "map" {
@@ -165,6 +175,10 @@ impl Policy {
             }
         }
         Ok(policy)
+    }
+
+    fn chunk(&mut self) -> &mut ChunkChoice {
+        self.chunk.get_or_insert_default()
     }
 
     fn take(&mut self, file: &File<'_>, key: &str, value: &Value) -> Result<(), PolicyError> {
@@ -193,10 +207,23 @@ impl Policy {
                 let rate = number(value).filter(|rate| rate.is_finite() && *rate > 0.0);
                 self.control_rate_hz = Some(rate.ok_or_else(|| file.wrong(key, "a number above 0"))?);
             }
+            "chunk.length" => self.chunk().length = Some(count(value).ok_or_else(|| file.wrong(key, COUNT))?),
+            "chunk.execute" => self.chunk().execute = Some(count(value).ok_or_else(|| file.wrong(key, COUNT))?),
+            "chunk.ensemble" => {
+                let m = number(value).filter(|m| m.is_finite());
+                self.chunk().ensemble = Some(m.ok_or_else(|| file.wrong(key, "a number"))?);
+            }
             _ => self.bounds = bounds(value).ok_or_else(|| file.wrong(key, "pairs [low, high] with low below high"))?,
         }
         Ok(())
     }
+}
+
+/// What a number of actions must be.
+const COUNT: &str = "a whole number above 0";
+
+fn count(value: &Value) -> Option<usize> {
+    value.as_integer().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0)
 }
 
 fn number(value: &Value) -> Option<f64> {
@@ -264,12 +291,15 @@ mod tests {
     fn what_is_known_is_read() {
         let policy = parse(
             "[policy]\nhead = \"gaussian\"\noutputs = { mean = \"mu\" }\ncontrol_rate_hz = 50\n\
-             [actions]\nbounds = [[-1, 1], [0, 0.5]]\n[map]\nobs = \"observation.state\"",
+             [chunk]\nlength = 100\nexecute = 50\nensemble = 1\n[actions]\nbounds = [[-1, 1], [0, 0.5]]\n[map]\nobs = \"observation.state\"",
         )
         .unwrap();
         assert_eq!(policy.head.kind, Some(HeadKind::Gaussian));
         assert_eq!(policy.head.outputs["mean"], "mu");
         assert_eq!(policy.control_rate_hz, Some(50.0));
+        let chunk = ChunkChoice { length: Some(100), execute: Some(50), ensemble: Some(1.0) };
+        assert_eq!(policy.chunk, Some(chunk));
+        assert_eq!(parse("[chunk]").unwrap().chunk, Some(ChunkChoice::default()));
         assert_eq!(policy.bounds, [(-1.0, 1.0), (0.0, 0.5)]);
         assert_eq!(policy.map["obs"], "observation.state");
         assert_eq!(parse("").unwrap(), Policy::default());
@@ -286,7 +316,7 @@ mod tests {
     #[test]
     fn later_features_are_refused_by_name() {
         for (text, name) in [
-            ("[chunk]\nlength = 3", "`chunk`"),
+            ("[sampler]\nsteps = 3", "`sampler`"),
             ("[policy]\nstate = []", "`policy.state`"),
             ("[actions]\nunnormalize = {}", "`actions.unnormalize`"),
             ("[policy]\nhead = \"beta\"", "`head = beta`"),
@@ -305,6 +335,12 @@ mod tests {
             "[actions]\nbounds = [[1, -1]]",
             "[actions]\nbounds = []",
             "[map]\nobs = 1",
+            "[chunk]\nlength = 0",
+            "[chunk]\nlength = 2.5",
+            "[chunk]\nexecute = -1",
+            "[chunk]\nensemble = nan",
+            "[chunk]\nensemble = true",
+            "chunk = 3",
             "policy = 3",
             "[policy",
         ] {

@@ -18,7 +18,7 @@ use super::{Exit, Failure};
 use crate::{
     data::DemoMap,
     frontend::ImportOptions,
-    pipeline::{BuildOptions, HeadKind, Training},
+    pipeline::{BuildOptions, ChunkChoice, HeadKind, Training},
     policy::{self, Policy, PolicyError},
 };
 
@@ -227,6 +227,61 @@ impl TrainArgs {
     }
 }
 
+/// How the actions of a chunk are given out.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Chunks of actions")]
+pub(super) struct ChunkArgs {
+    /// The action holds the actions of N steps. Default: as policy.toml says, else as its shape and recorded actions do.
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    chunk_length: Option<usize>,
+    /// Execute N actions of a chunk before the next one is computed. Default: all.
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    chunk_execute: Option<usize>,
+    /// Compute a chunk in every step and execute the mean of what all of them say about it, weighed by exp(-M i), i = 0
+    /// for the oldest; `off` if policy.toml says so.
+    #[arg(long, value_name = "M", value_parser = parse_ensemble, allow_hyphen_values = true)]
+    chunk_ensemble: Option<Ensemble>,
+}
+
+/// What `--chunk-ensemble` says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ensemble {
+    Off,
+    Weight(f64),
+}
+
+fn parse_count(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|&n| n > 0).ok_or("expected a whole number above 0")
+}
+
+fn parse_ensemble(text: &str) -> Result<Ensemble, String> {
+    if text == "off" { Ok(Ensemble::Off) } else { number(text, |_| true, "or off").map(Ensemble::Weight) }
+}
+
+impl ChunkArgs {
+    /// What was said before, with what the flags say in its place.
+    pub(super) fn over(&self, said: Option<ChunkChoice>) -> Option<ChunkChoice> {
+        if !self.is_given() {
+            return said;
+        }
+        let said = said.unwrap_or_default();
+        Some(ChunkChoice {
+            length: self.chunk_length.or(said.length),
+            execute: self.chunk_execute.or(said.execute),
+            ensemble: match self.chunk_ensemble {
+                None => said.ensemble,
+                Some(Ensemble::Off) => None,
+                Some(Ensemble::Weight(m)) => Some(m),
+            },
+        })
+    }
+
+    /// True if any flag says anything.
+    fn is_given(&self) -> bool {
+        self.chunk_length.is_some() || self.chunk_execute.is_some() || self.chunk_ensemble.is_some()
+    }
+}
+
 /// What `compile` and `train` have in common: a model, data, and what to do with them.
 #[derive(Debug, Args)]
 pub(super) struct RecipeArgs {
@@ -237,13 +292,16 @@ pub(super) struct RecipeArgs {
     #[command(flatten)]
     pub(super) data: DataArgs,
     #[command(flatten)]
+    pub(super) chunk: ChunkArgs,
+    #[command(flatten)]
     pub(super) train: TrainArgs,
 }
 
 impl RecipeArgs {
     /// The options of a build that trains.
     pub(super) fn build_options(&self, training: Training) -> Result<BuildOptions, Failure> {
-        let options = build_options(&self.model, &self.data, &self.quant)?;
+        let mut options = build_options(&self.model, &self.data, &self.quant)?;
+        options.policy.chunk = self.chunk.over(options.policy.chunk);
         Ok(BuildOptions { training: Some(training), ..options })
     }
 }
@@ -287,6 +345,21 @@ impl<T: FromStr> FromStr for Pair<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_win_over_what_a_file_says() {
+        let flags =
+            |chunk_length, chunk_execute, chunk_ensemble| ChunkArgs { chunk_length, chunk_execute, chunk_ensemble };
+        let said = ChunkChoice { length: Some(20), execute: Some(5), ensemble: None };
+        assert_eq!(flags(None, None, None).over(Some(said)), Some(said));
+        assert_eq!(flags(None, None, None).over(None), None);
+        let execute = flags(None, Some(2), None).over(Some(said));
+        assert_eq!(execute, Some(ChunkChoice { execute: Some(2), ..said }));
+        let ensembled = ChunkChoice { length: None, execute: None, ensemble: Some(0.1) };
+        assert_eq!(flags(None, None, Some(Ensemble::Off)).over(Some(ensembled)), Some(ChunkChoice::default()));
+        assert_eq!(parse_ensemble("-0.5"), Ok(Ensemble::Weight(-0.5)));
+        assert!(parse_ensemble("on").is_err() && parse_ensemble("nan").is_err() && parse_count("0").is_err());
+    }
 
     #[test]
     fn a_pair_has_a_name_and_a_value() {

@@ -1,7 +1,9 @@
 //! `qailc bench`: how long one action takes, and how long it may take.
 //!
-//! The clock runs around [`Session::run`] alone: no input is prepared and no
-//! number is kept in between. With `--rate` the steps start at that rate, as in
+//! The clock runs around [`Session::run`] alone, or [`Controller::act`] if the
+//! policy computes chunks: no input is prepared and no number is kept in
+//! between. Most steps of a policy of chunks only give out a row, so steps that
+//! compute are reported, and held to the gate, by themselves. With `--rate` the steps start at that rate, as in
 //! a control loop: caches go cold and clocks go down in the pauses, which a
 //! tight loop does not show.
 
@@ -11,12 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qail_runtime::{ArtifactBytes, DeviceSpec, RunError, Session, TensorView, TensorViewMut};
+use qail_runtime::{
+    Acted, ArtifactBytes, ChunkPolicy, ControlError, Controller, DeviceSpec, Session, TensorView, TensorViewMut,
+};
 
 use super::{
     Exit, Failure, Terminal,
     args::Pair,
-    run::{extents, room},
+    run::{controller, extents, room},
 };
 use crate::{
     data::{DataError, DemoMap, Demos},
@@ -52,7 +56,7 @@ pub(super) struct Args {
     /// Which array of the data is which input of the model.
     #[arg(long = "map", value_name = "INPUT=KEY")]
     map: Vec<Pair<String>>,
-    /// Fail with code 6 if the 99th percentile is above this.
+    /// Fail with code 6 if the 99th percentile is above this; of a policy of chunks, that of the steps that compute one.
     #[arg(long, value_name = "MICROSECONDS", value_parser = parse_us)]
     max_p99: Option<f64>,
 }
@@ -90,26 +94,71 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let context = format!("cannot load `{}`", args.artifact.display());
     let bytes = ArtifactBytes::open(&args.artifact).map_err(|error| super::failure::of_runtime(&context, &error))?;
     let start = Instant::now();
-    let mut session =
-        Session::load(bytes, args.device).map_err(|error| super::failure::of_runtime(&context, &error))?;
+    let session = Session::load(bytes, args.device).map_err(|error| super::failure::of_runtime(&context, &error))?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let states = States::new(args, &session)?;
-    let mut rooms = session.outputs().iter().map(room).collect::<Result<Vec<_>, _>>()?;
-    let times = measure(args, &mut session, &mut rooms, &states);
-    let times = times.map_err(|error| super::failure::of_run("a step failed", &error))?;
-    let report = Report::new(args, &session, times, load_ms);
+    let device = session.device_name().to_owned();
+    let mut stepper = Stepper::new(session)?;
+    let times = measure(args, &mut stepper, &states);
+    let times = times.map_err(|error| super::failure::of_control("a step failed", &error))?;
+    let report = Report::new(args, device, stepper.chunk(), times, load_ms);
     terminal.result(|| report.render(), || report.to_json(args));
-    if report.n < 1000 {
-        terminal.note(&format!("p99.9 of {} steps is one of the slowest ten: run longer", report.n));
+    let judged = report.chunk.as_ref().map_or(&report.all, |chunk| &chunk.computing);
+    if judged.n < 1000 {
+        terminal.note(&format!("p99.9 of {} steps is one of the slowest ten: run longer", judged.n));
     }
     match args.max_p99 {
-        Some(max) if report.p99 > max => {
-            let message = format!("p99 is {:.1} us on {}, and {max} us was asked for", report.p99, report.device);
+        Some(max) if judged.p99 > max => {
+            let message = format!("p99 is {:.1} us on {}, and {max} us was asked for", judged.p99, report.device);
             Err(Failure::plain(Exit::PerformanceGate, message))
         }
         _ => Ok(()),
     }
 }
+
+/// What is measured: a session as it is, or the control step of a policy of chunks.
+enum Stepper {
+    Outputs { session: Session, rooms: Vec<Elements> },
+    Actions { controller: Controller, action: Vec<f32> },
+}
+
+impl Stepper {
+    fn new(session: Session) -> Result<Self, Failure> {
+        if session.chunk().is_some() {
+            let controller = controller(session)?;
+            let action = vec![0.0; controller.action_len()];
+            return Ok(Self::Actions { controller, action });
+        }
+        let rooms = session.outputs().iter().map(room).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::Outputs { session, rooms })
+    }
+
+    fn chunk(&self) -> Option<ChunkPolicy> {
+        match self {
+            Self::Outputs { .. } => None,
+            Self::Actions { controller, .. } => controller.chunk(),
+        }
+    }
+
+    /// Something that takes a step again and again, without allocating.
+    fn begin(&mut self) -> Step<'_> {
+        match self {
+            Self::Outputs { session, rooms } => {
+                let mut outputs: Vec<TensorViewMut<'_>> = rooms.iter_mut().map(Elements::view_mut).collect();
+                Box::new(move |inputs| {
+                    session.run(inputs, &mut outputs)?;
+                    Ok(Acted::Computed)
+                })
+            }
+            Self::Actions { controller, action } => {
+                controller.reset();
+                Box::new(move |inputs| controller.act(inputs, action))
+            }
+        }
+    }
+}
+
+type Step<'a> = Box<dyn FnMut(&[TensorView<'_>]) -> Result<Acted, ControlError> + 'a>;
 
 /// Inputs of the steps: states to take turns with.
 struct States {
@@ -175,6 +224,8 @@ fn seeded(room: &Elements, random: &mut stats::Random) -> Elements {
 struct Times {
     /// Of each step.
     steps: Vec<u64>,
+    /// What each step did.
+    acted: Vec<Acted>,
     /// How late each step began, with a rate.
     late: Vec<u64>,
     /// Steps that ended after the next one should have begun.
@@ -183,18 +234,23 @@ struct Times {
     seconds: f64,
 }
 
-fn measure(args: &Args, session: &mut Session, rooms: &mut [Elements], states: &States) -> Result<Times, RunError> {
-    let mut outputs: Vec<TensorViewMut<'_>> = rooms.iter_mut().map(Elements::view_mut).collect();
-    for step in 0..N_WARM_UP {
-        session.run(&states.views(step), &mut outputs)?;
+fn measure(args: &Args, stepper: &mut Stepper, states: &States) -> Result<Times, ControlError> {
+    // Warm is what computes, also if most steps do not.
+    let n_warm_up = N_WARM_UP * stepper.chunk().map_or(1, |chunk| chunk.execute);
+    let mut act = stepper.begin();
+    for step in 0..n_warm_up {
+        act(&states.views(step))?;
     }
+    drop(act);
+    let mut act = stepper.begin();
     let limit = Duration::from_secs_f64(args.seconds);
     let n_max = args.runs.unwrap_or(u64::MAX);
     let period = args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate.hz));
     // Room for what is likely to come: growing while measuring would be measured.
     let expected = period.map_or(1 << 20, |period| (limit.as_nanos() / period.as_nanos().max(1)) as usize + 2);
-    let mut times =
-        Times { steps: Vec::with_capacity(expected.min(1 << 24)), late: Vec::new(), n_missed: 0, seconds: 0.0 };
+    let expected = expected.min(1 << 24);
+    let (steps, acted) = (Vec::with_capacity(expected), Vec::with_capacity(expected));
+    let mut times = Times { steps, acted, late: Vec::new(), n_missed: 0, seconds: 0.0 };
     let begin = Instant::now();
     let mut due = begin;
     for step in 0usize.. {
@@ -209,9 +265,10 @@ fn measure(args: &Args, session: &mut Session, rooms: &mut [Elements], states: &
         if start.duration_since(begin) >= limit && !times.steps.is_empty() {
             break;
         }
-        session.run(&inputs, &mut outputs)?;
+        let acted = act(&inputs)?;
         let end = Instant::now();
         times.steps.push(nanos(end.duration_since(start)));
+        times.acted.push(acted);
         if let Some(period) = period {
             times.late.push(nanos(start.saturating_duration_since(due)));
             due += period;
@@ -232,20 +289,36 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Latencies in microseconds.
+/// What came of it.
 struct Report {
     device: String,
     machine: String,
-    n: usize,
     seconds: f64,
     load_ms: f64,
+    /// Of every step.
+    all: Latency,
+    chunk: Option<Chunked>,
+    rate: Option<Paced>,
+}
+
+/// Latencies in microseconds.
+struct Latency {
+    n: usize,
     mean: f64,
     p50: f64,
     p90: f64,
     p99: f64,
     p999: f64,
     max: f64,
-    rate: Option<Paced>,
+}
+
+/// The two kinds of steps of a policy of chunks.
+struct Chunked {
+    policy: ChunkPolicy,
+    /// Steps that compute a chunk.
+    computing: Latency,
+    /// Steps that give out a row; none when ensembling.
+    giving: Option<Latency>,
 }
 
 /// What only a run with a rate can tell.
@@ -255,57 +328,87 @@ struct Paced {
     late_p99: f64,
 }
 
+impl Latency {
+    fn new(mut nanos: Vec<u64>) -> Self {
+        nanos.sort_unstable();
+        let us: Vec<f64> = nanos.iter().map(|&ns| ns as f64 / 1e3).collect();
+        let at = |p| stats::quantile(&us, p);
+        let [p50, p90, p99, p999, max] = [0.5, 0.9, 0.99, 0.999, 1.0].map(at);
+        Self { n: us.len(), mean: stats::mean(&us), p50, p90, p99, p999, max }
+    }
+
+    fn render(&self) -> String {
+        format!(
+            "p50 {:.1}, p90 {:.1}, p99 {:.1}, p99.9 {:.1}, max {:.1}, mean {:.1}",
+            self.p50, self.p90, self.p99, self.p999, self.max, self.mean
+        )
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "p50": self.p50, "p90": self.p90, "p99": self.p99, "p99.9": self.p999, "max": self.max, "mean": self.mean,
+        })
+    }
+}
+
 impl Report {
-    fn new(args: &Args, session: &Session, mut times: Times, load_ms: f64) -> Self {
-        let ascending = |nanos: &mut Vec<u64>| -> Vec<f64> {
-            nanos.sort_unstable();
-            nanos.iter().map(|&ns| ns as f64 / 1e3).collect()
+    fn new(args: &Args, device: String, chunk: Option<ChunkPolicy>, times: Times, load_ms: f64) -> Self {
+        let of = |kind: Acted| -> Vec<u64> {
+            times.steps.iter().zip(&times.acted).filter(|(_, acted)| **acted == kind).map(|(&ns, _)| ns).collect()
         };
-        let steps = ascending(&mut times.steps);
-        let late = ascending(&mut times.late);
-        let at = |p| stats::quantile(&steps, p);
+        let chunk = chunk.map(|policy| Chunked {
+            policy,
+            computing: Latency::new(of(Acted::Computed)),
+            giving: Some(of(Acted::Queued)).filter(|nanos| !nanos.is_empty()).map(Latency::new),
+        });
         Self {
-            device: session.device_name().to_owned(),
+            device,
             machine: machine(),
-            n: steps.len(),
             seconds: times.seconds,
             load_ms,
-            mean: stats::mean(&steps),
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: at(1.0),
+            all: Latency::new(times.steps),
+            chunk,
             rate: args.rate.map(|rate| Paced {
                 hz: rate.hz,
                 n_missed: times.n_missed,
-                late_p99: stats::quantile(&late, 0.99),
+                late_p99: Latency::new(times.late).p99,
             }),
         }
     }
 
     fn render(&self) -> String {
-        let mut text = format!("{} steps in {:.1} s on {} ({})\n", self.n, self.seconds, self.device, self.machine);
-        text.push_str(&format!(
-            "latency in us: p50 {:.1}, p90 {:.1}, p99 {:.1}, p99.9 {:.1}, max {:.1}, mean {:.1}; load {:.1} ms\n",
-            self.p50, self.p90, self.p99, self.p999, self.max, self.mean, self.load_ms
-        ));
+        let (n, seconds, load_ms) = (self.all.n, self.seconds, self.load_ms);
+        let mut text = format!("{n} steps in {seconds:.1} s on {} ({})\n", self.device, self.machine);
+        text.push_str(&format!("latency in us: {}; load {load_ms:.1} ms\n", self.all.render()));
+        if let Some(Chunked { policy, computing, giving }) = &self.chunk {
+            let every = if policy.ensemble.is_some() { "ensembled" } else { "executed" };
+            let (length, execute) = (policy.length, policy.execute);
+            let how = if policy.ensemble.is_some() { String::new() } else { format!("{execute} of ") };
+            text.push_str(&format!("chunks of actions, {how}{length} {every}\n"));
+            text.push_str(&format!("  {} steps compute a chunk: {}\n", computing.n, computing.render()));
+            if let Some(giving) = giving {
+                text.push_str(&format!("  {} steps give out a row: {}\n", giving.n, giving.render()));
+            }
+        }
         if let Some(paced) = &self.rate {
             text.push_str(&format!(
-                "at {} Hz: {} of {} deadlines missed, steps began late by {:.1} us (p99)\n",
-                paced.hz, paced.n_missed, self.n, paced.late_p99
+                "at {} Hz: {} of {n} deadlines missed, steps began late by {:.1} us (p99)\n",
+                paced.hz, paced.n_missed, paced.late_p99
             ));
         }
         text
     }
 
     fn to_json(&self, args: &Args) -> serde_json::Value {
+        let of = |latency: &Latency| serde_json::json!({ "steps": latency.n, "latency_us": latency.to_json() });
         serde_json::json!({
             "schema": 1, "artifact": args.artifact, "device": self.device, "machine": self.machine,
-            "steps": self.n, "seconds": self.seconds, "load_ms": self.load_ms,
-            "latency_us": {
-                "p50": self.p50, "p90": self.p90, "p99": self.p99, "p99.9": self.p999, "max": self.max, "mean": self.mean,
-            },
+            "steps": self.all.n, "seconds": self.seconds, "load_ms": self.load_ms,
+            "latency_us": self.all.to_json(),
+            "chunk": self.chunk.as_ref().map(|chunk| serde_json::json!({
+                "length": chunk.policy.length, "execute": chunk.policy.execute, "ensemble": chunk.policy.ensemble,
+                "computing": of(&chunk.computing), "giving": chunk.giving.as_ref().map(of),
+            })),
             "rate_hz": self.rate.as_ref().map(|paced| paced.hz),
             "missed_deadlines": self.rate.as_ref().map(|paced| paced.n_missed),
             "late_us_p99": self.rate.as_ref().map(|paced| paced.late_p99),

@@ -87,7 +87,7 @@ impl Args {
         check_writable(&path).map_err(|error| not_written(&path, &error))?;
         let built = if is_checkpoint(model) {
             refuse_flags(&self.recipe)?;
-            pipeline::compile_checkpoint(model, observer)
+            pipeline::compile_checkpoint(model, self.recipe.chunk.over(None).as_ref(), observer)
         } else {
             let training = self.recipe.train.training(self.cache_dir.clone());
             pipeline::compile(model, &self.recipe.build_options(training)?, observer)

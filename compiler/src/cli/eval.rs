@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use qail_artifact::{Artifact, schema::Control};
 use qail_passes::{PipelineOptions, Precision};
 use qail_runtime::{ArtifactBytes, DeviceSpec, Session};
 
@@ -28,7 +29,7 @@ use crate::{
     },
     files::write_atomic,
     frontend::ImportOptions,
-    pipeline::{self, BuildOptions},
+    pipeline::{self, BuildOptions, ChunkChoice, HeadKind},
     policy::Policy,
 };
 
@@ -118,8 +119,11 @@ fn parse_share(text: &str) -> Result<f64, &'static str> {
 
 /// Runs the subcommand.
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
-    let policy = load(&args.policy, args, terminal)?;
-    let against = args.against.as_ref().map(|path| load(path, args, terminal)).transpose()?;
+    // What an artifact says about its actions also holds for the model beside it.
+    let all = [Some(&args.policy), args.against.as_ref()];
+    let control = all.into_iter().flatten().find_map(|path| control_of(path));
+    let policy = load(&args.policy, args, control.as_ref(), terminal)?;
+    let against = args.against.as_ref().map(|path| load(path, args, control.as_ref(), terminal)).transpose()?;
     let open = args.demos.as_ref().map(|path| run_open(args, path, &policy, against.as_ref(), terminal)).transpose()?;
     let closed = args.env.as_ref().map(|env| run_closed(args, env, &policy, against.as_ref(), terminal)).transpose()?;
     terminal.result(
@@ -180,14 +184,42 @@ impl Source {
     }
 }
 
+fn is_onnx(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
+}
+
+/// What an artifact says about its actions. Whatever is wrong with it is said
+/// when it is loaded.
+fn control_of(path: &Path) -> Option<Control> {
+    let bytes = ArtifactBytes::open(path).ok().filter(|_| !is_onnx(path))?;
+    Artifact::parse(bytes.as_slice()).ok()?.manifest().control.clone()
+}
+
+/// Adds what an artifact says about the actions of a model, where the model's own
+/// policy says nothing.
+fn add_control(said: &mut Policy, control: &Control) {
+    let outputs = &mut said.head.outputs;
+    if !outputs.contains_key("action") && !outputs.contains_key("mean") {
+        let part = if said.head.kind == Some(HeadKind::Gaussian) { "mean" } else { "action" };
+        outputs.insert(part.to_owned(), control.action.clone());
+    }
+    if let (None, Some(chunk)) = (said.chunk, control.chunk) {
+        let (length, execute) = (Some(chunk.length as usize), Some(chunk.execute as usize));
+        said.chunk = Some(ChunkChoice { length, execute, ensemble: chunk.ensemble });
+    }
+}
+
 /// Opens an artifact, or builds one in full precision.
-fn load(path: &Path, args: &Args, terminal: &Terminal) -> Result<Source, Failure> {
-    let is_onnx = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"));
+fn load(path: &Path, args: &Args, control: Option<&Control>, terminal: &Terminal) -> Result<Source, Failure> {
+    let is_onnx = is_onnx(path);
     // Full precision is compared on the processor, where it is exact.
     let device = if is_onnx { DeviceSpec::Cpu(None) } else { args.device };
     let context = format!("cannot load `{}`", path.display());
-    let said =
+    let mut said =
         if is_onnx { policy_of(path, args.policy_file.as_deref(), args.action.as_deref())? } else { Policy::default() };
+    if let Some(control) = control.filter(|_| is_onnx) {
+        add_control(&mut said, control);
+    }
     let bytes = if is_onnx {
         let options = BuildOptions {
             import: ImportOptions {

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt::Write as _};
 
 use qail_passes::PassError;
-use qail_runtime::{RunError, RuntimeError};
+use qail_runtime::{ControlError, RunError, RuntimeError};
 use qail_train::{checkpoint::CheckpointError, trainer::TrainError};
 
 use crate::{
@@ -152,7 +152,10 @@ fn exit_of_pipeline(error: &PipelineError) -> Exit {
             _ => Exit::Unsupported,
         },
         PipelineError::Interp(_) | PipelineError::Output(_) | PipelineError::Resume { .. } => Exit::InvalidInput,
-        PipelineError::Head { .. } | PipelineError::Method { .. } | PipelineError::Bounds { .. } => Exit::Usage,
+        PipelineError::Head { .. }
+        | PipelineError::Method { .. }
+        | PipelineError::Bounds { .. }
+        | PipelineError::Chunk { .. } => Exit::Usage,
         PipelineError::Train(error) => exit_of_training(error),
         PipelineError::Checkpoint { source, .. } => match **source {
             CheckpointError::Foreign => Exit::InvalidInput,
@@ -238,6 +241,17 @@ pub fn of_run(context: &str, error: &RunError) -> Failure {
         _ => Exit::InvalidInput,
     };
     Failure::new(exit, context, error)
+}
+
+/// An action that was not given.
+pub fn of_control(context: &str, error: &ControlError) -> Failure {
+    match error {
+        ControlError::Run(error) => of_run(context, error),
+        ControlError::NoAction { .. } | ControlError::Type { .. } => Failure::new(Exit::Usage, context, error),
+        ControlError::Length { .. } | ControlError::NotFinite { .. } => {
+            Failure::new(Exit::InvalidInput, context, error)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
-use qail_artifact::{Artifact, schema::Manifest};
+use qail_artifact::{
+    Artifact,
+    schema::{Chunk, Manifest},
+};
 use qail_runtime::ArtifactBytes;
 
 use super::{Exit, Failure, Terminal};
@@ -37,6 +40,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         || {
             let mut text = report.render();
             text.push_str(&ports(manifest));
+            text.push_str(&control(manifest));
             text.push_str(&provenance(manifest));
             if args.plan {
                 text.push_str(&qail_codegen::explain(manifest));
@@ -52,6 +56,12 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
                     "flags": p.flags, "seed": p.seed, "method": p.method, "reproducible": p.reproducible, "isa": p.isa,
                 })),
                 "metadata": manifest.metadata,
+                "control": manifest.control.as_ref().map(|control| serde_json::json!({
+                    "action": control.action,
+                    "chunk": control.chunk.map(|chunk| serde_json::json!({
+                        "length": chunk.length, "execute": chunk.execute, "ensemble": chunk.ensemble,
+                    })),
+                })),
                 "plan": args.plan.then(|| qail_codegen::explain(manifest)),
             })
         },
@@ -88,6 +98,21 @@ fn ports(manifest: &Manifest) -> String {
     let _ =
         writeln!(text, "{} steps, {} kernels, scratch {}", n_steps(manifest), manifest.kernels.len(), size(scratch));
     text
+}
+
+/// What a control loop makes of the outputs.
+fn control(manifest: &Manifest) -> String {
+    let Some(control) = &manifest.control else { return String::new() };
+    let action = &control.action;
+    match control.chunk {
+        None => format!("action `{action}`\n"),
+        Some(Chunk { length, ensemble: Some(m), .. }) => {
+            format!("action `{action}`: chunks of {length}, one in every step, their mean weighed by exp(-{m} i)\n")
+        }
+        Some(Chunk { length, execute, ensemble: None }) => {
+            format!("action `{action}`: chunks of {length}, of which {execute} are executed\n")
+        }
+    }
 }
 
 fn n_steps(manifest: &Manifest) -> usize {

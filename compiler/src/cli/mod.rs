@@ -24,7 +24,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub use compile::Args as CompileArgs;
 pub use devices::{Device, devices};
-pub use failure::{Exit, Failure, of_run, of_runtime};
+pub use failure::{Exit, Failure, of_control, of_run, of_runtime};
 use terminal::Terminal;
 
 /// Compiles imitation-learned policies (ONNX) to quantized artifacts.

@@ -1,8 +1,10 @@
 //! `qailc run`: an artifact on recorded observations.
 
-use std::path::PathBuf;
+use std::{ops::Range, path::PathBuf};
 
-use qail_runtime::{ArtifactBytes, DeviceSpec, LoadOptions, PortInfo, Session, TensorView, TensorViewMut};
+use qail_runtime::{
+    ArtifactBytes, ControlError, Controller, DeviceSpec, LoadOptions, PortInfo, Session, TensorView, TensorViewMut,
+};
 
 use super::{Exit, Failure, Terminal, args::Pair};
 use crate::{
@@ -30,8 +32,11 @@ pub(super) struct Args {
     /// Run the first N steps only.
     #[arg(long, value_name = "N")]
     rows: Option<usize>,
+    /// Give one action a step, as a control loop gets it, instead of the outputs: of chunks the rows that are executed.
+    #[arg(long)]
+    actions: bool,
     /// Also write every integer code and accumulator, one array each.
-    #[arg(long, value_name = "FILE.npz")]
+    #[arg(long, value_name = "FILE.npz", conflicts_with = "actions")]
     dump_codes: Option<PathBuf>,
 }
 
@@ -43,13 +48,18 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         let options = LoadOptions { keep_intermediates: args.dump_codes.is_some(), ..LoadOptions::default() };
         Session::load_with(bytes, args.device, &options)
     };
-    let mut session = load().map_err(|error| super::failure::of_runtime(&format!("cannot load `{shown}`"), &error))?;
+    let session = load().map_err(|error| super::failure::of_runtime(&format!("cannot load `{shown}`"), &error))?;
     let map = DemoMap { inputs: args.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect() };
     let recorded = Recorded::open(&args.input, session.inputs(), &map).map_err(|error| {
         Failure::new(Exit::InvalidInput, format!("cannot read observations from `{}`", args.input.display()), &error)
     })?;
     let n_steps = args.rows.map_or(recorded.n_steps, |rows| rows.min(recorded.n_steps));
-    let results = run_steps(&mut session, recorded, n_steps, args.dump_codes.is_some(), terminal)?;
+    let device = session.device_name().to_owned();
+    let results = if args.actions {
+        act_steps(session, recorded, n_steps, terminal)?
+    } else {
+        run_steps(session, recorded, n_steps, args.dump_codes.is_some(), terminal)?
+    };
     if let Some(path) = &args.output {
         write(path, &results.outputs, n_steps)?;
     }
@@ -58,14 +68,14 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     }
     terminal.result(
         || match &args.output {
-            Some(path) => format!("{n_steps} steps on {} -> {}\n", session.device_name(), path.display()),
+            Some(path) => format!("{n_steps} steps on {device} -> {}\n", path.display()),
             None => rows_as_text(&results.outputs, n_steps),
         },
         || {
             let outputs: Vec<_> =
                 results.outputs.iter().map(|o| serde_json::json!({ "name": o.name, "shape": o.shape })).collect();
             let mut document = serde_json::json!({
-                "schema": 1, "steps": n_steps, "device": session.device_name(), "outputs": outputs, "file": args.output,
+                "schema": 1, "steps": n_steps, "device": device, "outputs": outputs, "file": args.output,
             });
             if args.output.is_none() {
                 document["values"] = results.outputs.iter().map(|o| serde_json::json!(o.values)).collect();
@@ -80,6 +90,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
 struct Recorded {
     streams: Vec<StepReader>,
     n_steps: usize,
+    episodes: Vec<Range<usize>>,
 }
 
 impl Recorded {
@@ -87,7 +98,15 @@ impl Recorded {
         let inputs: Vec<(&str, &[usize])> = ports.iter().map(|port| (port.name.as_str(), extents(port))).collect();
         let demos = Demos::open(path, &inputs, map)?;
         let streams = demos.observations().iter().map(|field| demos.stream(field)).collect::<Result<_, _>>()?;
-        Ok(Self { streams, n_steps: demos.n_steps() })
+        Ok(Self { streams, n_steps: demos.n_steps(), episodes: demos.episodes().to_vec() })
+    }
+
+    /// Takes over the next step.
+    fn read(&mut self, step: usize, given: &mut [Elements]) -> Result<(), Failure> {
+        let mut all = self.streams.iter_mut().zip(given);
+        all.try_for_each(|(stream, given)| given.read(stream)).map_err(|error| {
+            Failure::new(Exit::InvalidInput, format!("cannot read step {step} of the observations"), &error)
+        })
     }
 }
 
@@ -110,8 +129,56 @@ struct Array {
     values: Elements,
 }
 
+/// One action a step; every episode begins anew.
+fn act_steps(
+    session: Session,
+    mut recorded: Recorded,
+    n_steps: usize,
+    terminal: &Terminal,
+) -> Result<Results, Failure> {
+    let mut given = session.inputs().iter().map(room).collect::<Result<Vec<_>, _>>()?;
+    let mut controller = controller(session)?;
+    let shape = match controller.chunk() {
+        Some(_) => vec![controller.action_len()],
+        None => controller
+            .session()
+            .action()
+            .and_then(|index| controller.session().outputs().get(index))
+            .map_or_else(Vec::new, |port| extents(port).to_vec()),
+    };
+    let (mut action, mut values) = (vec![0.0; controller.action_len()], Vec::new());
+    let bar = terminal.bar(n_steps as u64, "act");
+    let mut starts = recorded.episodes.clone().into_iter().map(|episode| episode.start).peekable();
+    for step in 0..n_steps {
+        if starts.next_if_eq(&step).is_some() {
+            controller.reset();
+        }
+        recorded.read(step, &mut given)?;
+        let inputs: Vec<TensorView<'_>> = given.iter().map(Elements::view).collect();
+        controller
+            .act(&inputs, &mut action)
+            .map_err(|error| super::failure::of_control(&format!("step {step} failed"), &error))?;
+        values.extend_from_slice(&action);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let name = controller.action_name().to_owned();
+    Ok(Results { outputs: vec![Array { name, shape, values: Elements::F32(values) }], codes: Vec::new() })
+}
+
+/// A session that gives one action a step.
+pub(super) fn controller(session: Session) -> Result<Controller, Failure> {
+    Controller::new(session).map_err(|error| {
+        let failure = Failure::new(Exit::Usage, "the artifact does not say what its action is", &error);
+        match error {
+            ControlError::NoAction { .. } => failure.help("compile it with --action-output NAME"),
+            _ => failure,
+        }
+    })
+}
+
 fn run_steps(
-    session: &mut Session,
+    mut session: Session,
     mut recorded: Recorded,
     n_steps: usize,
     dump: bool,
@@ -130,11 +197,7 @@ fn run_steps(
         names.into_iter().map(|name| Array { name, shape: Vec::new(), values: Elements::I32(Vec::new()) }).collect();
     let bar = terminal.bar(n_steps as u64, "run");
     for step in 0..n_steps {
-        for (stream, given) in recorded.streams.iter_mut().zip(&mut given) {
-            given.read(stream).map_err(|error| {
-                Failure::new(Exit::InvalidInput, format!("cannot read step {step} of the observations"), &error)
-            })?;
-        }
+        recorded.read(step, &mut given)?;
         let inputs: Vec<TensorView<'_>> = given.iter().map(Elements::view).collect();
         let mut views: Vec<TensorViewMut<'_>> = found.iter_mut().map(Elements::view_mut).collect();
         session

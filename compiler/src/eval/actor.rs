@@ -1,14 +1,17 @@
-//! A session as a function from observations to actions.
+//! A session as a function from observations to actions, one a step: of a
+//! policy of chunks the rows that a controller gives out.
 
 use std::collections::BTreeMap;
 
-use qail_runtime::{PortInfo, RunError, Session, Storage, TensorView, TensorViewMut};
+use qail_runtime::{ControlError, Controller, PortInfo, Session, Storage, TensorView};
 
 use super::protocol::Hello;
 use crate::elements::Elements;
 
 /// What acts in an environment.
 pub trait Actor: Send {
+    /// Forgets everything, at the start of an episode.
+    fn reset(&mut self) {}
     /// The action for an observation: all observations of the environment, one
     /// behind the other.
     ///
@@ -20,22 +23,14 @@ pub trait Actor: Send {
 /// An action that was not computed.
 #[derive(Debug, thiserror::Error)]
 pub enum ActError {
-    /// The session failed.
+    /// The session failed, or no environment can do anything with what it gave.
     #[error(transparent)]
-    Run(#[from] RunError),
+    Control(#[from] ControlError),
     /// An observation that the type of its input cannot hold.
     #[error("input `{input}` of the policy holds whole numbers, and the observation has others")]
     Observation {
         /// The input.
         input: String,
-    },
-    /// No environment can do anything with such an action.
-    #[error("element {index} of the action is {value}")]
-    NotFinite {
-        /// Position.
-        index: usize,
-        /// The element.
-        value: f32,
     },
 }
 
@@ -44,8 +39,8 @@ pub enum ActError {
 pub struct Wiring {
     /// Input of the model to observation of the environment.
     pub inputs: BTreeMap<String, String>,
-    /// The output that is the action; the only one, or the one of the
-    /// environment's name by default.
+    /// The output that is the action; by default the one that the artifact
+    /// names, the only one, or the one of the environment's name.
     pub action: Option<String>,
 }
 
@@ -92,13 +87,16 @@ pub enum WiringError {
     },
     /// An action of another size or type.
     #[error(
-        "output `{output}` of the policy has {expected} elements of {storage:?}, the action of the environment has {found} of F32"
+        "output `{output}` of the policy has {expected} elements{} of {storage:?}, the action of the environment has {found} of F32",
+        if *chunk > 1 { format!(" in each of {chunk} actions") } else { String::new() }
     )]
     Action {
         /// The output.
         output: String,
-        /// Its elements.
+        /// Its elements, of one step.
         expected: usize,
+        /// Actions in a chunk.
+        chunk: usize,
         /// Its type.
         storage: Storage,
         /// Elements of the action.
@@ -109,10 +107,8 @@ pub enum WiringError {
 /// A session, wired to an environment.
 #[derive(Debug)]
 pub struct SessionActor {
-    session: Session,
+    controller: Controller,
     feeds: Vec<Feed>,
-    rooms: Vec<Elements>,
-    action: usize,
 }
 
 /// One input: where it lies in the observation, and room for it.
@@ -134,34 +130,43 @@ impl SessionActor {
         let inputs = session.inputs().iter();
         let feeds = inputs.map(|port| feed(port, only_input, hello, wiring)).collect::<Result<_, _>>()?;
         let outputs = session.outputs();
-        let rooms = outputs.iter().map(room).collect::<Result<_, _>>()?;
-        let action = action_output(outputs, wiring.action.as_deref().unwrap_or(&hello.action.name))
-            .ok_or_else(|| WiringError::NoAction { known: names(outputs.iter().map(|port| &port.name)) })?;
-        let found = hello.action.elements();
-        if let Some(port) = outputs.get(action).filter(|p| p.storage != Storage::F32 || p.elements() != found) {
-            let (output, expected, storage) = (port.name.clone(), port.elements(), port.storage);
-            return Err(WiringError::Action { output, expected, storage, found });
+        let by_name = |name: &str| action_output(outputs, name);
+        let index = match &wiring.action {
+            Some(named) => by_name(named),
+            None if session.chunk().is_some() => session.action(),
+            None => by_name(&hello.action.name).or(session.action()),
+        };
+        let port = index.and_then(|index| outputs.get(index));
+        let port =
+            port.ok_or_else(|| WiringError::NoAction { known: names(outputs.iter().map(|port| &port.name)) })?.clone();
+        let misfit = |expected: usize, chunk: usize| {
+            let (output, storage, found) = (port.name.clone(), port.storage, hello.action.elements());
+            WiringError::Action { output, expected, chunk, storage, found }
+        };
+        let n_elements = port.elements();
+        let controller = Controller::of_output(session, &port.name).map_err(|_| misfit(n_elements, 1))?;
+        if controller.action_len() != hello.action.elements() {
+            return Err(misfit(controller.action_len(), controller.chunk().map_or(1, |chunk| chunk.length)));
         }
-        Ok(Self { session, feeds, rooms, action })
+        Ok(Self { controller, feeds })
     }
 }
 
 impl Actor for SessionActor {
+    fn reset(&mut self) {
+        self.controller.reset();
+    }
+
     fn act(&mut self, observation: &[f32], action: &mut [f32]) -> Result<(), ActError> {
-        for feed in &mut self.feeds {
+        // What is in the queue was decided before; nothing is observed for it.
+        let observes = self.controller.computes_next();
+        for feed in self.feeds.iter_mut().filter(|_| observes) {
             if !feed.room.set_f32(observation.get(feed.start..feed.end).unwrap_or_default()) {
                 return Err(ActError::Observation { input: feed.name.clone() });
             }
         }
         let inputs: Vec<TensorView<'_>> = self.feeds.iter().map(|feed| feed.room.view()).collect();
-        let mut outputs: Vec<TensorViewMut<'_>> = self.rooms.iter_mut().map(Elements::view_mut).collect();
-        self.session.run(&inputs, &mut outputs)?;
-        if let Some(Elements::F32(found)) = self.rooms.get(self.action) {
-            if let Some((index, &value)) = found.iter().enumerate().find(|(_, x)| !x.is_finite()) {
-                return Err(ActError::NotFinite { index, value });
-            }
-            action.iter_mut().zip(found).for_each(|(to, &from)| *to = from);
-        }
+        self.controller.act(&inputs, action)?;
         Ok(())
     }
 }

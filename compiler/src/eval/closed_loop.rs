@@ -224,6 +224,8 @@ fn work(
 }
 
 /// One episode; `judge` is asked for its action in every state, and not obeyed.
+/// Both begin it without memory, so two policies of chunks compute theirs in the
+/// same states.
 /// None if `stop` was set before the end.
 ///
 /// # Errors
@@ -250,6 +252,10 @@ pub fn rollout(
         error: None,
     };
     env.reset(seed, &mut now).map_err(|source| LoopError::Env { seed, step: 0, source })?;
+    actor.reset();
+    if let Some(judge) = &mut judge {
+        judge.reset();
+    }
     while episode.steps < max_steps && !now.terminated && !now.truncated {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
@@ -339,6 +345,32 @@ mod tests {
             *step =
                 Step { observation: vec![self.at as f32], reward: action[0].into(), success, info, ..Step::default() };
             Ok(())
+        }
+    }
+
+    /// Gives the number of its steps in the episode; it has memory.
+    struct Remembers(f32);
+
+    impl Actor for Remembers {
+        fn reset(&mut self) {
+            self.0 = 0.0;
+        }
+
+        fn act(&mut self, _: &[f32], action: &mut [f32]) -> Result<(), ActError> {
+            action[0] = self.0;
+            self.0 += 1.0;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_episode_begins_without_memory_for_actor_and_judge() {
+        let (mut env, mut actor, mut judge) = (Counter::new(5, None), Remembers(7.0), Remembers(9.0));
+        for seed in 0..2 {
+            let stop = AtomicBool::new(false);
+            let episode = rollout(&mut env, &mut actor, Some(&mut judge), seed, &stop).unwrap().unwrap();
+            assert_eq!(episode.score, 10.0);
+            assert!(episode.error.unwrap().iter().all(|error| error.max() == 0.0));
         }
     }
 

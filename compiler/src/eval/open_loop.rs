@@ -2,7 +2,10 @@
 //! from the expert's.
 //!
 //! The states are the expert's, so errors do not feed back; what shows is where
-//! in an episode they are large (quarters) and whether they add up (bias).
+//! in an episode they are large (quarters) and whether they add up (bias). A
+//! chunk is compared with the expert's next actions, as far as its episode goes.
+
+use std::{collections::VecDeque, ops::Range};
 
 use qail_runtime::{PortInfo, RunError, Session, Storage, TensorView, TensorViewMut};
 use serde::Serialize;
@@ -110,6 +113,43 @@ impl Sums {
     }
 }
 
+/// The expert's actions for a step: one, or the next ones of a chunk. Holds as
+/// many as a chunk has.
+struct Expert {
+    reader: StepReader,
+    row_len: usize,
+    /// Rows from the present step on, one behind the other.
+    ahead: VecDeque<f32>,
+    /// The step behind the last row that was read.
+    next: usize,
+    /// Rows of a chunk.
+    length: usize,
+    block: Vec<f32>,
+}
+
+impl Expert {
+    fn new(reader: StepReader, row_len: usize, length: usize) -> Self {
+        Self { reader, row_len, ahead: VecDeque::new(), next: 0, length, block: Vec::new() }
+    }
+
+    /// The actions from a step on, inside its episode. Steps come in order.
+    fn at(&mut self, step: usize, episode: &Range<usize>) -> Result<Vec<f64>, DataError> {
+        let end = step.saturating_add(self.length).min(episode.end);
+        while self.next < end {
+            self.block.clear();
+            if self.reader.next(1, &mut self.block)? == 0 {
+                break;
+            }
+            self.ahead.extend(&self.block);
+            self.next += 1;
+        }
+        let n = (end - step) * self.row_len;
+        let actions = self.ahead.iter().take(n).map(|&x| x.into()).collect();
+        self.ahead.drain(..self.row_len.min(self.ahead.len()));
+        Ok(actions)
+    }
+}
+
 /// A session with room for its outputs.
 struct Runner<'a> {
     session: &'a mut Session,
@@ -151,11 +191,18 @@ pub fn open_loop(
         Some(teacher) => twins(policy, teacher)?,
         None => Vec::new(),
     };
-    let fits = |index: &usize| {
-        let recorded = demos.actions().map(|field| field.info.row_len());
-        recorded.is_some() && outputs.get(*index).map(PortInfo::elements) == recorded
+    let recorded = demos.actions().map(|field| field.info.row_len());
+    // Rows of a chunk that one recorded action each is compared with.
+    let rows_of = |index: usize| -> Option<usize> {
+        let (n, recorded) = (outputs.get(index)?.elements(), recorded.filter(|&n| n > 0)?);
+        let length = policy.chunk().filter(|_| policy.action() == Some(index)).map_or(1, |chunk| chunk.length);
+        [1, length].into_iter().find(|&rows| recorded.checked_mul(rows) == Some(n))
     };
-    let expert = action_output(&outputs, action.unwrap_or("action")).filter(fits);
+    let index = match (action, policy.chunk()) {
+        (None, Some(_)) => policy.action(),
+        (name, _) => action_output(&outputs, name.unwrap_or("action")),
+    };
+    let expert = index.and_then(|index| Some((index, rows_of(index)?)));
     if twins.is_empty() && expert.is_none() {
         return Err(OpenLoopError::Nothing);
     }
@@ -163,14 +210,15 @@ pub fn open_loop(
     let mut policy = Runner::new(policy)?;
     let mut teacher = teacher.map(Runner::new).transpose()?;
     let mut against_teacher: Vec<Sums> = policy.rooms.iter().map(|room| Sums::new(room.len())).collect();
-    let mut against_expert = Sums::new(expert.and_then(|index| outputs.get(index)).map_or(0, PortInfo::elements));
+    let mut against_expert = Sums::new(expert.and_then(|(index, _)| outputs.get(index)).map_or(0, PortInfo::elements));
     let mut streams: Vec<StepReader> =
         demos.observations().iter().map(|field| demos.stream(field)).collect::<Result<_, _>>()?;
     let mut actions = match (demos.actions(), expert) {
-        (Some(field), Some(index)) => Some((demos.stream(field)?, index)),
+        (Some(field), Some((index, rows))) => {
+            Some((Expert::new(demos.stream(field)?, field.info.row_len(), rows), index))
+        }
         _ => None,
     };
-    let mut wanted = Vec::new();
     for episode in demos.episodes() {
         for step in episode.clone() {
             for (stream, given) in streams.iter_mut().zip(&mut given) {
@@ -186,9 +234,7 @@ pub fn open_loop(
                 }
             }
             if let Some((actions, index)) = &mut actions {
-                wanted.clear();
-                actions.next(1, &mut wanted)?;
-                let wanted: Vec<f64> = wanted.iter().map(|&x| x.into()).collect();
+                let wanted = actions.at(step, episode)?;
                 against_expert.add(found.get(*index).map(Vec::as_slice).unwrap_or_default(), &wanted, quarter);
             }
             progress(step + 1);
@@ -198,7 +244,7 @@ pub fn open_loop(
     if teacher.is_some() {
         errors.extend(outputs.iter().zip(&against_teacher).map(|(port, sums)| sums.finish(&port.name, "teacher")));
     }
-    if let Some(port) = expert.and_then(|index| outputs.get(index)) {
+    if let Some(port) = expert.and_then(|(index, _)| outputs.get(index)) {
         errors.push(against_expert.finish(&port.name, "expert"));
     }
     Ok(OpenLoop { steps: demos.n_steps(), episodes: demos.episodes().len(), outputs: errors })

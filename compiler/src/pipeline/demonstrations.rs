@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use qail_ir::{DType, Elem, Graph, TensorType, interp::Tensor};
-use qail_train::batches::{Column, MAX_BYTES, Rows};
+use qail_train::batches::{Column, MAX_BYTES, Rows, Windows};
 
 use crate::data::{DataError, DemoMap, Demos, Field, StepReader};
 
@@ -76,28 +76,33 @@ pub struct TrainingRows {
 }
 
 impl TrainingRows {
-    /// Reads the rows of both; `n_held_out` as in [`Demonstrations::read`].
-    pub fn read(demos: &Demos, n_held_out: usize) -> Result<Self, DataError> {
+    /// Reads the rows of both; `n_held_out` as in [`Demonstrations::read`]. With
+    /// `window` recorded actions are single ones, and a row's target are so many
+    /// of them from its step on.
+    pub fn read(demos: &Demos, n_held_out: usize, window: Option<usize>) -> Result<Self, DataError> {
         let Split { train, held } = Split::of(demos.episodes());
         let numbers = |field: &Field| field.info.row_len();
-        let columns = demos.observations().iter().chain(demos.actions()).chain(demos.weights());
+        let columns = demos.observations().iter().chain(demos.weights());
         let per_step: usize = columns.map(numbers).sum();
-        // The teacher's answers take about as much again as the actions.
-        let per_step = (per_step + demos.actions().map_or(0, numbers)).max(1) * size_of::<f32>();
+        // Of windows too: steps far apart do not share them. The teacher's answers
+        // take as much again.
+        let actions = demos.actions().map_or(0, numbers).saturating_mul(window.unwrap_or(1));
+        let per_step = per_step.saturating_add(actions.saturating_mul(2)).max(1).saturating_mul(size_of::<f32>());
         let n_steps = train.iter().map(Range::len).sum();
-        let train = rows(demos, &spread(train, MAX_BYTES / per_step))?;
-        Ok(Self { train, held_out: rows(demos, &spread(held, n_held_out))?, n_steps })
+        let train = rows(demos, &spread(train, MAX_BYTES / per_step), window)?;
+        Ok(Self { train, held_out: rows(demos, &spread(held, n_held_out), window)?, n_steps })
     }
 }
 
 /// Columns of ascending steps.
-fn rows(demos: &Demos, steps: &[usize]) -> Result<Rows, DataError> {
-    let column = |field: &Field| -> Result<Column, DataError> {
+fn rows(demos: &Demos, steps: &[usize], window: Option<usize>) -> Result<Rows, DataError> {
+    let column_at = |field: &Field, steps: &[usize]| -> Result<Column, DataError> {
         let mut data = Vec::with_capacity(steps.len() * field.info.row_len());
         let read = |reader: &mut StepReader, n: usize, out: &mut Vec<f32>| reader.next(n, out);
         for_rows(demos, field, steps, read, |row| data.extend_from_slice(row))?;
         Ok(Column { name: field.name.clone(), row_len: field.info.row_len(), data })
     };
+    let column = |field: &Field| column_at(field, steps);
     let observations = demos.observations().iter().map(column).collect::<Result<_, _>>()?;
     let weights = demos.weights().map(column).transpose()?;
     if let (Some(field), Some(column)) = (demos.weights(), &weights)
@@ -106,7 +111,14 @@ fn rows(demos: &Demos, steps: &[usize]) -> Result<Rows, DataError> {
         let (path, key) = (demos.npz().path().to_owned(), field.key.clone());
         return Err(DataError::Weight { path, key, row: steps.get(index).copied().unwrap_or(index), value });
     }
-    Ok(Rows { observations, actions: demos.actions().map(column).transpose()?, weights })
+    let (windows, actions) = match window {
+        Some(length) => {
+            let (windows, needed) = Windows::new(length, steps, demos.episodes());
+            (Some(windows), demos.actions().map(|field| column_at(field, &needed)).transpose()?)
+        }
+        None => (None, demos.actions().map(column).transpose()?),
+    };
+    Ok(Rows { observations, actions, windows, weights })
 }
 
 /// Episodes to learn from and episodes to judge on.

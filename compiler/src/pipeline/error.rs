@@ -76,6 +76,12 @@ pub enum PipelineError {
         /// Pairs of bounds.
         found: usize,
     },
+    /// Chunks that do not fit the action or themselves.
+    #[error("{what}")]
+    Chunk {
+        /// What does not fit, and what would.
+        what: String,
+    },
     /// The method cannot be used here.
     #[error("method {method} cannot be used: {why}")]
     Method {

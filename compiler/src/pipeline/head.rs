@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use qail_ir::{DType, Elem, Graph};
 use qail_train::Head;
 
-use super::PipelineError;
+use super::{PipelineError, control};
 
 /// Kinds of heads that can train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,8 @@ const LOG_STDS: [&str; 6] = ["log_std", "logstd", "log_sigma", "log_scale", "act
 const ACTIONS: [&str; 4] = ["action", "actions", "act", "output"];
 
 /// The head of a policy, and a note if it was guessed among several outputs.
-/// `n_actions` is the length of a recorded action, if there are any.
+/// `n_actions` is the length of a recorded action, if there are any: as long as
+/// an output, or as a row of a chunk.
 ///
 /// # Errors
 /// Outputs that the model does not have, and models that leave the choice open.
@@ -45,12 +46,16 @@ pub(super) fn resolve(
     choice: &HeadChoice,
     n_actions: Option<usize>,
 ) -> Result<(Head, Option<String>), PipelineError> {
-    let lens: BTreeMap<&str, usize> = graph
-        .outputs
-        .iter()
-        .filter(|output| graph.ty(output.value).elem == Elem::Plain(DType::F32))
-        .map(|output| (output.name.as_str(), graph.ty(output.value).n_elements()))
+    let floats = || graph.outputs.iter().filter(|output| graph.ty(output.value).elem == Elem::Plain(DType::F32));
+    let lens: BTreeMap<&str, usize> =
+        floats().map(|output| (output.name.as_str(), graph.ty(output.value).n_elements())).collect();
+    // One recorded action may also be a row of a chunk.
+    let rows: BTreeMap<&str, usize> = floats()
+        .filter_map(|output| Some((output.name.as_str(), control::axes(&graph.ty(output.value).shape)?.1)))
         .collect();
+    let fits = |name: &str, n_actions: usize| {
+        lens.get(name) == Some(&n_actions) || rows.get(name).is_some_and(|&row| row == n_actions)
+    };
     let listed = || lens.iter().map(|(name, n)| format!("`{name}` ({n} numbers)")).collect::<Vec<_>>().join(", ");
     let wrong = |what: String| PipelineError::Head { what, outputs: listed() };
     if let Some(part) = choice.outputs.keys().find(|part| !["action", "mean", "log_std"].contains(&part.as_str())) {
@@ -87,7 +92,7 @@ pub(super) fn resolve(
         (Head::Gaussian { mean, log_std }, kind.is_none().then_some(note))
     } else {
         let fitting: Vec<&str> =
-            lens.iter().filter(|(_, n)| n_actions.is_none_or(|n_actions| **n == n_actions)).map(|(n, _)| *n).collect();
+            lens.keys().copied().filter(|name| n_actions.is_none_or(|n_actions| fits(name, n_actions))).collect();
         let output = match (named_action.or(mean), &fitting[..]) {
             (Some(named), _) => (named, false),
             (None, _) if lens.len() == 1 => (lens.keys().map(|name| (*name).to_owned()).collect(), false),
@@ -102,7 +107,7 @@ pub(super) fn resolve(
     };
     let name = action(&head);
     match (lens.get(name), n_actions) {
-        (Some(&n), Some(n_actions)) if n != n_actions => {
+        (Some(&n), Some(n_actions)) if !fits(name, n_actions) => {
             Err(wrong(format!("output `{name}` has {n} numbers, but a recorded action has {n_actions}")))
         }
         (Some(0), _) => Err(wrong(format!("output `{name}` is empty"))),
@@ -157,6 +162,17 @@ mod tests {
             "gaussian mean=mean log_std=log_std (guessed)"
         );
         assert!(pick(&[("a", 3), ("b", 3)], &none, Some(3)).contains("not clear"));
+    }
+
+    #[test]
+    fn a_recorded_action_may_be_a_row_of_a_chunk() {
+        let graph = text::parse("graph @g(%y: f32[1, 20, 4], %z: f32[1, 5]) -> (%y, %z) {batch = 0} { }").unwrap();
+        let pick =
+            |n_actions| resolve(&graph, &HeadChoice::default(), Some(n_actions)).map(|(head, _)| head_name(&head));
+        assert_eq!(pick(4).unwrap(), "deterministic action=y");
+        assert_eq!(pick(80).unwrap(), "deterministic action=y");
+        assert_eq!(pick(5).unwrap(), "deterministic action=z");
+        assert!(pick(20).is_err());
     }
 
     #[test]

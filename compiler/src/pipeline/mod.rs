@@ -9,6 +9,7 @@
 //! Nothing here prints or reads the clock: progress goes to an [`Observer`].
 
 mod bounds;
+mod control;
 mod demonstrations;
 mod error;
 mod given;
@@ -21,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use qail_artifact::schema::{Layer, Provenance};
+use qail_artifact::schema::{Control, Layer, Provenance};
 use qail_ir::{
     ConstData, Constant,
     interp::{Interpreter, Tensor},
@@ -33,6 +34,7 @@ use qail_passes::{
 use qail_runtime::{DeviceSpec, PortInfo, Session, TensorView, TensorViewMut};
 use qail_train::{Head, options::Method};
 
+pub use control::ChunkChoice;
 pub use demonstrations::{Demonstrations, Sample, TrainingRows, open as open_demos};
 pub use error::PipelineError;
 pub use head::{HeadChoice, HeadKind};
@@ -124,6 +126,7 @@ pub struct Quantized {
     /// Name of the model.
     name: String,
     control_rate_hz: f64,
+    control: Option<Control>,
     provenance: Provenance,
     /// Figures that training measured on the artifact.
     evaluation: BTreeMap<String, f64>,
@@ -148,6 +151,7 @@ struct Opened {
     name: String,
     model_sha256: String,
     data_sha256: String,
+    control: Option<Control>,
     notes: Vec<String>,
     pass_notes: Vec<Note>,
 }
@@ -175,8 +179,36 @@ impl Opened {
 
     /// Which outputs are the action; a note if that was guessed.
     fn head(&self, options: &BuildOptions) -> Result<(Head, Option<String>), PipelineError> {
-        let n_actions = self.demos.as_ref().and_then(Demos::actions).map(|field| field.info.row_len());
-        head::resolve(&self.teacher, &options.policy.head, n_actions)
+        head::resolve(&self.teacher, &options.policy.head, self.n_actions())
+    }
+
+    /// Length of a recorded action, if there are any.
+    fn n_actions(&self) -> Option<usize> {
+        self.demos.as_ref().and_then(Demos::actions).map(|field| field.info.row_len())
+    }
+
+    /// What a control loop makes of the outputs; a note if that was guessed.
+    /// Nothing if nobody said anything and nothing can be told.
+    fn control(&self, options: &BuildOptions) -> Result<(Option<Control>, Option<String>), PipelineError> {
+        let policy = &options.policy;
+        let is_named = policy.head.outputs.keys().any(|part| part != "log_std");
+        let head = match self.head(options) {
+            Ok((head, _)) => head,
+            Err(_) if policy.chunk.is_none() && !is_named => return Ok((None, None)),
+            Err(error) => return Err(error),
+        };
+        let action = head::action(&head);
+        let (chunk, note) = control::chunk(policy.chunk.as_ref(), &self.teacher, action, self.n_actions())?;
+        let says_something = chunk.is_some() || is_named;
+        Ok((says_something.then(|| Control { action: action.to_owned(), chunk }), note))
+    }
+
+    /// Actions in a chunk, if one action a step was recorded for it.
+    fn window(&self) -> Option<usize> {
+        let Control { action, chunk } = self.control.as_ref()?;
+        let output = self.teacher.outputs.iter().find(|output| output.name == *action)?;
+        let (length, n) = control::axes(&self.teacher.ty(output.value).shape).filter(|_| chunk.is_some())?;
+        (length > 1 && self.n_actions() == Some(n)).then_some(length)
     }
 
     fn samples(&self) -> Option<&dyn Samples> {
@@ -199,6 +231,7 @@ fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
         name: model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
         model_sha256: imported.sha256,
         data_sha256: String::new(),
+        control: None,
         notes: imported.notes,
         pass_notes: Vec::new(),
     };
@@ -213,6 +246,9 @@ fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
         let (head, _) = opened.head(options)?;
         bounds::clip(&mut opened.teacher, head::action(&head), &options.policy.bounds)?;
     }
+    let (control, note) = opened.control(options)?;
+    opened.control = control;
+    opened.notes.extend(note);
     Ok(opened)
 }
 
@@ -241,7 +277,7 @@ pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observe
         version: env!("CARGO_PKG_VERSION").to_owned(),
         model_sha256: opened.model_sha256,
         data_sha256: opened.data_sha256,
-        flags: flags(options, opened.is_quantized),
+        flags: flags(options, opened.is_quantized, opened.control.as_ref()),
         seed: options.seed,
         method: match options.passes.precision {
             _ if opened.is_quantized => given::PRECISION,
@@ -263,6 +299,7 @@ pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observe
         precision: if opened.is_quantized { given::PRECISION.to_owned() } else { options.passes.effective() },
         name: opened.name,
         control_rate_hz: options.policy.control_rate_hz.unwrap_or(0.0),
+        control: opened.control,
         provenance,
         evaluation: BTreeMap::new(),
     })
@@ -327,6 +364,10 @@ pub fn check(model: &Path, options: &BuildOptions) -> Result<Checked, PipelineEr
     let imported = frontend::import(model, &options.import)?;
     let samples: Vec<Sample> = (0..2).map(|seed| random_sample(&imported.graph, seed)).collect::<Result<_, _>>()?;
     let is_quantized = given::accepted(&imported.graph, options)?;
+    if let Some(chunk) = &options.policy.chunk {
+        let (head, _) = head::resolve(&imported.graph, &options.policy.head, None)?;
+        control::chunk(Some(chunk), &imported.graph, head::action(&head), None)?;
+    }
     let passes = if is_quantized { given_pipeline() } else { default_pipeline(&options.passes) };
     let passed = run_passes(&imported.graph, Some(&samples), passes, options.seed, &mut Silent)?;
     qail_codegen::build(&passed.graph, &qail_codegen::BuildOptions::default())?;
@@ -360,12 +401,21 @@ pub fn compile(model: &Path, options: &BuildOptions, observer: &mut dyn Observer
     build(quantize(model, options, observer)?, observer)
 }
 
-/// Compiles a checkpoint, as [`compile`] does behind training.
+/// Compiles a checkpoint, as [`compile`] does behind training. With `chunk` its
+/// actions are given out in another way.
 ///
 /// # Errors
 /// As [`quantize_checkpoint`], and graphs that have no plan.
-pub fn compile_checkpoint(path: &Path, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
-    build(quantize_checkpoint(path, observer)?, observer)
+pub fn compile_checkpoint(
+    path: &Path,
+    chunk: Option<&ChunkChoice>,
+    observer: &mut dyn Observer,
+) -> Result<Built, PipelineError> {
+    let mut quantized = quantize_checkpoint(path, observer)?;
+    if let Some(chunk) = chunk {
+        quantized.control = Some(control::changed(quantized.control.as_ref(), chunk)?);
+    }
+    build(quantized, observer)
 }
 
 fn build(quantized: Quantized, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
@@ -377,6 +427,7 @@ fn build(quantized: Quantized, observer: &mut dyn Observer) -> Result<Built, Pip
     manifest.provenance = Some(quantized.provenance.clone());
     manifest.evaluation = quantized.evaluation.clone();
     manifest.control_rate_hz = quantized.control_rate_hz;
+    control::store(quantized.control.as_ref(), manifest);
     let held_out = quantized.demonstrations.as_ref().map(|d| d.held_out.as_slice()).unwrap_or_default();
     // What was trained was measured when training ended.
     if let (Some(teacher), false, true) = (&quantized.teacher, held_out.is_empty(), quantized.evaluation.is_empty()) {
@@ -434,7 +485,7 @@ fn compare(
 }
 
 /// Flags that change the result, in a fixed order.
-fn flags(options: &BuildOptions, is_quantized: bool) -> Vec<String> {
+fn flags(options: &BuildOptions, is_quantized: bool, control: Option<&Control>) -> Vec<String> {
     let mut flags = Vec::new();
     if !is_quantized {
         flags.push(format!("bits={}", options.passes.precision));
@@ -451,6 +502,8 @@ fn flags(options: &BuildOptions, is_quantized: bool) -> Vec<String> {
     flags.extend(options.map.inputs.iter().map(|(input, key)| format!("map:{input}={key}")));
     flags.extend(options.policy.bounds.iter().map(|(low, high)| format!("bounds={low:?}..{high:?}")));
     flags.extend(options.policy.control_rate_hz.map(|rate| format!("control-rate-hz={rate:?}")));
+    // How its actions are given out is part of the artifact, and changes no number.
+    flags.extend(control.and_then(|control| control.chunk).map(|chunk| format!("chunk-length={}", chunk.length)));
     flags
 }
 

@@ -22,8 +22,8 @@ use qail_train::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    BuildOptions, Demonstrations, Observer, Opened, PipelineError, Quantized, TrainingRows, compare, flags, head,
-    plan_of, run_passes,
+    BuildOptions, Demonstrations, Observer, Opened, PipelineError, Quantized, TrainingRows, compare, control, flags,
+    head, plan_of, run_passes,
 };
 use crate::files::{hex, write_atomic};
 
@@ -171,7 +171,7 @@ pub(super) fn trained(
     if let Some(resumed) = &resumed {
         same_run(resumed, &facts)?;
     }
-    let rows = TrainingRows::read(demos, super::N_HELD_OUT)?;
+    let rows = TrainingRows::read(demos, super::N_HELD_OUT, opened.window())?;
     let n_train = rows.train.n_rows();
     if n_train < rows.n_steps {
         let n = rows.n_steps;
@@ -297,6 +297,7 @@ pub(super) fn quantized(
     let passed = finished(checkpoint, passes, observer)?;
     pass_notes.extend(passed.notes);
     let evaluation = evaluation(checkpoint)?;
+    let control = control::of_facts(&checkpoint.facts)?;
     let flags = checkpoint.facts.iter().filter(|(name, _)| name.starts_with(FLAG)).map(|(_, flag)| flag.clone());
     let provenance = Provenance {
         version: fact("version")?.to_owned(),
@@ -319,6 +320,7 @@ pub(super) fn quantized(
         control_rate_hz: fact("control-rate-hz")?
             .parse()
             .map_err(|_| PipelineError::Fact { name: "control-rate-hz" })?,
+        control,
         precision: passes.effective(),
         provenance,
         evaluation,
@@ -343,7 +345,7 @@ fn facts(
     train_options: &TrainOptions,
     options: &BuildOptions,
 ) -> BTreeMap<String, String> {
-    let mut all_flags = flags(options, false);
+    let mut all_flags = flags(options, false, opened.control.as_ref());
     all_flags.extend(train_options.facts().into_iter().map(|(name, value)| format!("{name}={value}")));
     all_flags.push(format!("head={head}"));
     let numbered = all_flags.into_iter().enumerate().map(|(i, flag)| (format!("{FLAG}{i:04}"), flag));
@@ -361,6 +363,7 @@ fn facts(
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
+    .chain(control::to_facts(opened.control.as_ref()))
     .chain(numbered)
     // Names of the model are the user's; a fact is one line.
     .map(|(name, value)| (name, value.replace(['\n', '\r'], " ")))
@@ -382,9 +385,14 @@ fn isa() -> &'static str {
     std::env::consts::ARCH
 }
 
+/// True for what tells runs apart.
+fn decides(name: &str) -> bool {
+    !OUTCOME.contains(&name) && !name.starts_with(EVALUATION) && !name.starts_with(control::CONTROL)
+}
+
 fn key(facts: &BTreeMap<String, String>) -> String {
     let mut hash = Sha256::new();
-    for (name, value) in facts {
+    for (name, value) in facts.iter().filter(|(name, _)| decides(name)) {
         hash.update(format!("{name} = {value}\n"));
     }
     hex(&hash.finalize())
@@ -398,9 +406,9 @@ fn set_outcome(checkpoint: &mut Checkpoint, complete: bool, reproducible: bool) 
 
 /// Refuses a checkpoint of another run, and names the first difference.
 fn same_run(found: &Checkpoint, facts: &BTreeMap<String, String>) -> Result<(), PipelineError> {
-    let decides = |name: &str| !OUTCOME.contains(&name) && !name.starts_with(EVALUATION);
     let theirs: BTreeMap<&String, &String> = found.facts.iter().filter(|(name, _)| decides(name)).collect();
-    for (name, value) in facts {
+    let ours: BTreeMap<&String, &String> = facts.iter().filter(|(name, _)| decides(name)).collect();
+    for (&name, &value) in &ours {
         match theirs.get(name) {
             Some(theirs) if *theirs == value => {}
             Some(theirs) => {
@@ -411,7 +419,7 @@ fn same_run(found: &Checkpoint, facts: &BTreeMap<String, String>) -> Result<(), 
             None => return Err(PipelineError::Resume { what: format!("it has no {name}") }),
         }
     }
-    if theirs.len() > facts.len() {
+    if theirs.len() > ours.len() {
         return Err(PipelineError::Resume { what: "it has more options".to_owned() });
     }
     Ok(())
@@ -442,7 +450,11 @@ fn from_cache(path: &Path, facts: &BTreeMap<String, String>, notes: &mut Vec<Str
     }
     let found = read_checkpoint(path).and_then(|found| same_run(&found, facts).map(|()| found));
     match found {
-        Ok(found) => {
+        Ok(mut found) => {
+            // What becomes of the actions is what was asked for now.
+            found.facts.retain(|name, _| !name.starts_with(control::CONTROL));
+            let control = facts.iter().filter(|(name, _)| name.starts_with(control::CONTROL));
+            found.facts.extend(control.map(|(name, value)| (name.clone(), value.clone())));
             notes.push(format!("training was found in the cache, `{}`", path.display()));
             Some(found)
         }
