@@ -9,6 +9,7 @@
 //! Nothing here prints or reads the clock: progress goes to an [`Observer`].
 
 mod bounds;
+mod built;
 mod demonstrations;
 mod error;
 mod given;
@@ -30,9 +31,10 @@ use qail_passes::{
     Note, NoteKind, Pass, PassContext, PassManager, PipelineOptions, Precision, Samples, default_pipeline,
     pipeline::given_pipeline, quant::LoweringReport,
 };
-use qail_runtime::{DeviceSpec, PortInfo, Session, TensorView, TensorViewMut};
+use qail_runtime::{ArtifactBytes, DeviceSpec, PortInfo, Session, TensorView, TensorViewMut};
 use qail_train::{Head, options::Method};
 
+pub use built::Built;
 pub use demonstrations::{Demonstrations, Sample, TrainingRows, open as open_demos};
 pub use error::PipelineError;
 pub use head::{HeadChoice, HeadKind};
@@ -129,15 +131,6 @@ pub struct Quantized {
     evaluation: BTreeMap<String, f64>,
 }
 
-/// An artifact and what it was made from.
-#[derive(Debug)]
-pub struct Built {
-    /// The file.
-    pub bytes: Vec<u8>,
-    /// The model.
-    pub quantized: Quantized,
-}
-
 /// A model and its data, read and not yet changed.
 struct Opened {
     teacher: Graph,
@@ -184,8 +177,11 @@ impl Opened {
     }
 }
 
-fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
-    let imported = frontend::import(model, &options.import)?;
+fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Opened, PipelineError> {
+    let imported = frontend::import_with(model, &options.import, &mut |done, all| {
+        let [done, all] = [done, all].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+        observer.progress("read", done, all);
+    })?;
     let teacher = imported.graph;
     let is_quantized = given::accepted(&teacher, options)?;
     if options.passes.precision.needs_data() && options.demos.is_none() && !is_quantized {
@@ -223,7 +219,7 @@ fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
 /// Everything that is wrong with the model or the data, integer precisions
 /// without data, and training that fails.
 pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Quantized, PipelineError> {
-    let mut opened = open(model, options)?;
+    let mut opened = open(model, options, observer)?;
     observer.after_pass("import", &opened.teacher);
     let method = opened.method(options)?;
     if let (Some(training), true) = (&options.training, method.trains()) {
@@ -352,23 +348,38 @@ fn random_sample(graph: &Graph, seed: u64) -> Result<Sample, PipelineError> {
 }
 
 /// Compiles a model: [`quantize`], then kernels, then the file, whose error
-/// against the teacher is measured on held-out episodes by running it.
+/// against the teacher is measured on held-out episodes by running it. The file
+/// is among the temporary ones until it is [put into its place](Built::persist).
 ///
 /// # Errors
-/// As [`quantize`], and graphs that have no plan.
+/// As [`quantize`], graphs that have no plan, and a file that cannot be written.
 pub fn compile(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
-    build(quantize(model, options, observer)?, observer)
+    build(quantize(model, options, observer)?, None, observer)
 }
 
-/// Compiles a checkpoint, as [`compile`] does behind training.
+/// As [`compile`], with a file that grows beside `target`.
 ///
 /// # Errors
-/// As [`quantize_checkpoint`], and graphs that have no plan.
-pub fn compile_checkpoint(path: &Path, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
-    build(quantize_checkpoint(path, observer)?, observer)
+/// As [`compile`].
+pub fn compile_beside(
+    target: &Path,
+    model: &Path,
+    options: &BuildOptions,
+    observer: &mut dyn Observer,
+) -> Result<Built, PipelineError> {
+    build(quantize(model, options, observer)?, Some(target), observer)
 }
 
-fn build(quantized: Quantized, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
+/// Compiles a checkpoint, as [`compile_beside`] does behind training.
+///
+/// # Errors
+/// As [`quantize_checkpoint`], graphs that have no plan, and a file that cannot
+/// be written.
+pub fn compile_checkpoint(target: &Path, path: &Path, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
+    build(quantize_checkpoint(path, observer)?, Some(target), observer)
+}
+
+fn build(quantized: Quantized, target: Option<&Path>, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
     let mut plan = plan_of(&quantized.graph)?;
     let manifest = &mut plan.manifest;
     manifest.name = quantized.name.clone();
@@ -377,15 +388,16 @@ fn build(quantized: Quantized, observer: &mut dyn Observer) -> Result<Built, Pip
     manifest.provenance = Some(quantized.provenance.clone());
     manifest.evaluation = quantized.evaluation.clone();
     manifest.control_rate_hz = quantized.control_rate_hz;
+    let mut growing = built::Growing::new(&plan, target, observer)?;
     let held_out = quantized.demonstrations.as_ref().map(|d| d.held_out.as_slice()).unwrap_or_default();
     // What was trained was measured when training ended.
     if let (Some(teacher), false, true) = (&quantized.teacher, held_out.is_empty(), quantized.evaluation.is_empty()) {
-        let bytes = plan.to_file()?;
-        for error in compare(teacher, &bytes, held_out, observer)? {
+        let bytes = growing.seal(plan.manifest.clone())?;
+        for error in compare(teacher, bytes, held_out, observer)? {
             plan.manifest.evaluation.extend(error.figures());
         }
     }
-    Ok(Built { bytes: plan.to_file()?, quantized })
+    growing.finish(plan.manifest, quantized)
 }
 
 fn plan_of(graph: &Graph) -> Result<qail_codegen::Plan, PipelineError> {
@@ -395,7 +407,7 @@ fn plan_of(graph: &Graph) -> Result<qail_codegen::Plan, PipelineError> {
 /// Runs the artifact and the teacher on the same steps.
 fn compare(
     teacher: &Graph,
-    bytes: &[u8],
+    bytes: impl Into<ArtifactBytes>,
     samples: &[Sample],
     observer: &mut dyn Observer,
 ) -> Result<Vec<OutputError>, PipelineError> {

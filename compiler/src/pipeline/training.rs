@@ -122,7 +122,7 @@ pub struct Trained {
 /// # Errors
 /// Everything that is wrong with the model or the data, and training that fails.
 pub fn train(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Trained, PipelineError> {
-    let mut opened = super::open(model, options)?;
+    let mut opened = super::open(model, options, observer)?;
     if opened.is_quantized {
         return Err(PipelineError::AlreadyQuantized { asked: "training".to_owned() });
     }
@@ -248,7 +248,7 @@ fn evaluate(
         return Ok(());
     }
     let bytes = plan_of(&built.graph)?.to_file()?;
-    for error in compare(&opened.teacher, &bytes, held_out, observer)? {
+    for error in compare(&opened.teacher, bytes, held_out, observer)? {
         for (figure, value) in error.figures() {
             checkpoint.facts.insert(format!("{EVALUATION}{figure}"), format!("{value:?}"));
         }
