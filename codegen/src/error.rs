@@ -1,6 +1,6 @@
 //! What can go wrong between a graph and a plan.
 
-use qail_artifact::schema::step;
+use qail_artifact::{WriteError, schema::step};
 use qail_ir::ConstError;
 
 /// A graph that has no plan, and why. `node` is the name of a graph node.
@@ -67,6 +67,9 @@ pub enum CodegenError {
         /// Why.
         reason: String,
     },
+    /// The file cannot be written, or would be refused by its reader.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// A shader that is not valid WGSL: a bug of this crate, found before a file
     /// is written.
     #[error("node `{node}`: kernel `{kernel}` is invalid: {reason}")]

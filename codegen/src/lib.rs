@@ -16,4 +16,4 @@ mod validate;
 
 pub use error::CodegenError;
 pub use explain::explain;
-pub use plan::{Bounds, BuildOptions, Plan, SectionData, build};
+pub use plan::{Bounds, BuildOptions, Plan, SectionBytes, SectionData, Sink, build};

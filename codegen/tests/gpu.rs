@@ -338,10 +338,10 @@ fn a_damaged_shader_is_a_typed_error() {
     for damage in damages {
         let mut plan = plan(&graph);
         let kernel = plan.sections.iter_mut().find(|section| section.layout == Layout::Wgsl).unwrap();
-        let text = std::str::from_utf8(&kernel.bytes).unwrap();
+        let text = String::from_utf8(kernel.bytes.to_vec("").unwrap()).unwrap();
         let damaged = damage(text);
         assert_ne!(damaged, text);
-        kernel.bytes = damaged.into_bytes();
+        kernel.bytes = damaged.into_bytes().into();
         let file = plan.to_file().unwrap();
         for &device in devices() {
             match Session::load(file.clone(), device) {

@@ -168,14 +168,21 @@ fn a_graph_that_was_not_lowered_is_refused() {
 }
 
 #[test]
-fn weights_beyond_a_binding_are_refused() {
-    let message = refused(
+fn weights_beyond_a_binding_are_left_to_the_device() {
+    let graph = graph(
         "graph @wide(%x: f32[1, 8192]) -> (%y) {
            %w = const splat(0.0) : f32[8192, 4104]
            %b = const splat(0.0) : f32[4104]
            %y = linear %x, %w, %b : f32[1, 4104]
          }",
     );
+    let weight = &plan(&graph).sections[0];
+    assert_eq!((weight.name.as_str(), weight.bytes.len()), ("y.weight", 134_479_872));
+}
+
+#[test]
+fn values_beyond_a_binding_are_refused() {
+    let message = refused("graph @wide(%x: f32[8192, 4104]) -> (%y) { %y = unary %x {f = relu} : f32[8192, 4104] }");
     assert_snapshot!(message, @"node `y`: size of a buffer in bytes is 134479872, the limit is 134217728");
 }
 

@@ -93,7 +93,7 @@ fn every_kernel_is_translated_by_every_back_end() {
     for (plan, kernel) in all {
         let section = &plan.sections[kernel.section as usize];
         assert_eq!(section.layout, Layout::Wgsl);
-        let text = std::str::from_utf8(&section.bytes).unwrap();
+        let text = String::from_utf8(section.bytes.to_vec(&section.name).unwrap()).unwrap();
         kernels.push(kernel.name.split('.').next().unwrap());
         let (module, info) = validated(text, Capabilities::empty());
 
@@ -144,7 +144,7 @@ fn shapes_and_steps_are_baked_into_the_params_block() {
     let plan = plan(&graph(ALL));
     let mut out = String::new();
     for kernel in &plan.manifest.kernels {
-        let text = std::str::from_utf8(&plan.sections[kernel.section as usize].bytes).unwrap();
+        let text = String::from_utf8(plan.sections[kernel.section as usize].bytes.to_vec("").unwrap()).unwrap();
         let (_, params) = text.split_once("// params:").unwrap();
         let (params, _) = params.split_once("// end params").unwrap();
         let params: Vec<&str> = params.lines().skip(1).map(|line| line.trim_start_matches("const ")).collect();
@@ -166,7 +166,7 @@ fn a_second_compiler_accepts_every_kernel() {
     let plan = plan(&graph(ALL));
     for kernel in &plan.manifest.kernels {
         let path = folder.join(format!("{}.wgsl", kernel.name));
-        std::fs::write(&path, &plan.sections[kernel.section as usize].bytes).unwrap();
+        std::fs::write(&path, plan.sections[kernel.section as usize].bytes.to_vec("").unwrap()).unwrap();
         let output = Command::new("tint").args(["--format", "wgsl"]).arg(&path).output().unwrap();
         assert!(output.status.success(), "{}: {}", kernel.name, String::from_utf8_lossy(&output.stderr));
     }

@@ -2,7 +2,7 @@
 //! sees or is left with half a file; inputs are told apart by their SHA-256.
 
 use std::{
-    io::{Read, Write},
+    io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -19,22 +19,67 @@ pub struct WriteError {
     pub source: std::io::Error,
 }
 
+/// A file without a name of its own yet. It disappears unless it is
+/// [put into its place](Aside::persist).
+#[derive(Debug)]
+pub struct Aside(tempfile::NamedTempFile);
+
+impl Aside {
+    /// An empty file in the folder of `target`, which can be renamed to it; in
+    /// the folder of temporary files without one.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn new(target: Option<&Path>) -> Result<Self, WriteError> {
+        let folder = target.map_or_else(std::env::temp_dir, |target| folder_of(target).to_owned());
+        let file = tempfile::NamedTempFile::new_in(&folder);
+        file.map(Self).map_err(|source| WriteError { path: target.map_or(folder, Path::to_owned), source })
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &std::fs::File {
+        self.0.as_file()
+    }
+
+    /// Where it is for now.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Puts the file where it belongs, in place of what stood there. A file from
+    /// another file system is copied beside it first.
+    ///
+    /// # Errors
+    /// A place that cannot be written; the file is lost then.
+    pub fn persist(self, path: &Path) -> Result<(), WriteError> {
+        let failed = |source| WriteError { path: path.to_owned(), source };
+        let here = if self.0.path().parent() == Some(folder_of(path)) {
+            self
+        } else {
+            let beside = Self::new(Some(path))?;
+            std::fs::copy(self.0.path(), beside.0.path()).map_err(failed)?;
+            beside
+        };
+        let finish = || -> std::io::Result<()> {
+            here.file().sync_all()?;
+            // A temporary file is private; what the user asked for is an ordinary one.
+            #[cfg(unix)]
+            {
+                use std::os::unix::fs::PermissionsExt;
+                here.file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+            }
+            here.0.persist(path).map_err(|error| error.error)?;
+            Ok(())
+        };
+        finish().map_err(failed)
+    }
+}
+
 /// Writes a whole file, or nothing.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        // A temporary file is private; what the user asked for is an ordinary one.
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        }
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
-    };
-    write().map_err(|source| WriteError { path: path.to_owned(), source })
+    let aside = Aside::new(Some(path))?;
+    aside.file().write_all(bytes).map_err(|source| WriteError { path: path.to_owned(), source })?;
+    aside.persist(path)
 }
 
 /// Tries whether [`write_atomic`] could write a file there, and leaves nothing.
@@ -66,18 +111,30 @@ pub fn sha256_of(path: &Path) -> std::io::Result<String> {
         files.sort();
     }
     let mut hash = Sha256::new();
-    let mut block = vec![0; 1 << 16];
     for file in files.iter().filter(|file| file.is_file()) {
-        let mut reader = std::fs::File::open(file)?;
-        loop {
-            let n = reader.read(&mut block)?;
-            if n == 0 {
-                break;
-            }
-            hash.update(block.get(..n).unwrap_or_default());
-        }
+        hash_all(&mut hash, &mut std::fs::File::open(file)?)?;
     }
     Ok(hex(&hash.finalize()))
+}
+
+/// Hashes all that can be read, block by block.
+fn hash_all(hash: &mut Sha256, reader: &mut impl Read) -> std::io::Result<()> {
+    let mut block = vec![0; 1 << 16];
+    loop {
+        let n = reader.read(&mut block)?;
+        if n == 0 {
+            return Ok(());
+        }
+        hash.update(block.get(..n).unwrap_or_default());
+    }
+}
+
+/// SHA-256 of part of an open file, whose position it moves.
+pub fn sha256_of_part(mut file: &std::fs::File, range: std::ops::Range<usize>) -> std::io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    file.seek(SeekFrom::Start(range.start as u64))?;
+    hash_all(&mut hash, &mut file.take(range.len() as u64))?;
+    Ok(hash.finalize().into())
 }
 
 /// Bytes in hexadecimal, small letters.
@@ -99,6 +156,20 @@ mod tests {
         let error = write_atomic(&folder.path().join("missing/a.bin"), b"three").unwrap_err();
         assert!(error.to_string().starts_with("cannot write"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_from_elsewhere_is_put_into_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.bin");
+        let aside = Aside::new(None).unwrap();
+        aside.file().write_all(b"far").unwrap();
+        let (far, range) = (aside.path().to_owned(), 1..3);
+        let expected: [u8; 32] = Sha256::digest(b"ar").into();
+        assert_eq!(sha256_of_part(aside.file(), range).unwrap(), expected);
+        aside.persist(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"far");
+        assert!(!far.exists() && std::fs::read_dir(folder.path()).unwrap().count() == 1);
     }
 
     #[test]

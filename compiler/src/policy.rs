@@ -5,10 +5,17 @@
 //! head = "gaussian"                      # deterministic | gaussian
 //! outputs = { mean = "mu", log_std = "log_std" }
 //! control_rate_hz = 50
+//! state = [{ in = "h", out = "h_next" }] # kept from step to step; guessed if absent, [] for none
 //! [chunk]                                # the output holds the actions of several steps
 //! length = 100                           # as many as there are in the output
 //! execute = 50                           # before the next chunk is computed; default: all
 //! # ensemble = 0.01                      # or: a chunk in every step, and their weighed mean
+//! [sampler]                              # the model is one step of denoising
+//! kind = "ddim"                          # ddim | ddpm | flow-euler
+//! steps = 10
+//! # sample, timestep, output: names, guessed; prediction = "epsilon" | "sample" | "v_prediction";
+//! # train_steps = 100, beta_schedule = "squaredcos_cap_v2" | "linear" | "scaled_linear", beta_start, beta_end,
+//! # spacing = "leading" | "trailing" | "linspace", clip = 1.0 (0: none); of flows start = 1.0, end = 0.0
 //! [actions]
 //! bounds = [[-1, 1], [-0.5, 0.5]]        # one pair an action, or one for all
 //! [map]
@@ -25,21 +32,39 @@ use std::{
 
 use toml::{Table, Value};
 
-use crate::pipeline::{ChunkChoice, HeadChoice, HeadKind};
+use crate::pipeline::{ChunkChoice, HeadChoice, HeadKind, SamplerChoice, StateChoice};
 
 /// The most that is read of a file.
 const MAX_BYTES: u64 = 1 << 20;
 /// Tables and the keys that they may have; true if this version uses the key.
 const KNOWN: [(&str, &[(&str, bool)]); 6] = [
-    ("policy", &[("head", true), ("outputs", true), ("state", false), ("control_rate_hz", true)]),
+    ("policy", &[("head", true), ("outputs", true), ("state", true), ("control_rate_hz", true)]),
     ("chunk", &[("length", true), ("execute", true), ("ensemble", true)]),
-    ("sampler", &[("kind", false), ("steps", false)]),
+    (
+        "sampler",
+        &[
+            ("kind", true),
+            ("steps", true),
+            ("sample", true),
+            ("timestep", true),
+            ("output", true),
+            ("prediction", true),
+            ("train_steps", true),
+            ("beta_schedule", true),
+            ("beta_start", true),
+            ("beta_end", true),
+            ("spacing", true),
+            ("clip", true),
+            ("start", true),
+            ("end", true),
+        ],
+    ),
     ("observations", &[]),
     ("actions", &[("bounds", true), ("unnormalize", false)]),
     ("map", &[]),
 ];
 /// Tables that this version uses.
-const USED: [&str; 4] = ["policy", "chunk", "actions", "map"];
+const USED: [&str; 5] = ["policy", "chunk", "sampler", "actions", "map"];
 /// Heads that this version does not train.
 const LATER_HEADS: [&str; 5] = ["tanh-gaussian", "beta", "mixture", "categorical", "bins"];
 
@@ -52,6 +77,10 @@ pub struct Policy {
     pub control_rate_hz: Option<f64>,
     /// Chunks of actions, if there are any.
     pub chunk: Option<ChunkChoice>,
+    /// The loop around a denoising step, if the model is one.
+    pub sampler: Option<SamplerChoice>,
+    /// What is kept from step to step; guessed if nothing is said.
+    pub states: Option<StateChoice>,
     /// Smallest and largest action: one pair an action, or one for all.
     pub bounds: Vec<(f64, f64)>,
     /// Input of the model to array of the data.
@@ -161,6 +190,9 @@ impl Policy {
                 // An empty table says that there are chunks.
                 policy.chunk = Some(ChunkChoice::default());
             }
+            if table == "sampler" {
+                policy.sampler = Some(SamplerChoice::default());
+            }
             for (key, value) in content {
                 let full = format!("{table}.{key}");
                 if table == "map" {
@@ -207,6 +239,21 @@ impl Policy {
                 let rate = number(value).filter(|rate| rate.is_finite() && *rate > 0.0);
                 self.control_rate_hz = Some(rate.ok_or_else(|| file.wrong(key, "a number above 0"))?);
             }
+            "policy.state" => {
+                let states = states(value);
+                self.states = Some(states.ok_or_else(|| file.wrong(key, "a list of { in = \"..\", out = \"..\" }"))?);
+            }
+            _ if key.starts_with("sampler.") => {
+                let key_alone = key.trim_start_matches("sampler.");
+                let sampler = self.sampler.get_or_insert_default();
+                if SamplerChoice::TEXTS.contains(&key_alone) {
+                    sampler.texts.insert(key_alone.to_owned(), file.text(key, value)?);
+                } else {
+                    let x = number(value).filter(|x| x.is_finite());
+                    let x = x.ok_or_else(|| file.wrong(key, "a number"))?;
+                    sampler.numbers.insert(key_alone.to_owned(), x);
+                }
+            }
             "chunk.length" => self.chunk().length = Some(count(value).ok_or_else(|| file.wrong(key, COUNT))?),
             "chunk.execute" => self.chunk().execute = Some(count(value).ok_or_else(|| file.wrong(key, COUNT))?),
             "chunk.ensemble" => {
@@ -224,6 +271,16 @@ const COUNT: &str = "a whole number above 0";
 
 fn count(value: &Value) -> Option<usize> {
     value.as_integer().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0)
+}
+
+/// Pairs of an input and an output; the list may be empty.
+fn states(value: &Value) -> Option<StateChoice> {
+    let pairs = value.as_array()?.iter().map(|pair| {
+        let pair = pair.as_table().filter(|pair| pair.len() == 2)?;
+        let name = |key: &str| pair.get(key)?.as_str().map(str::to_owned);
+        Some((name("in")?, name("out")?))
+    });
+    pairs.collect::<Option<Vec<_>>>().map(|pairs| StateChoice { pairs })
 }
 
 fn number(value: &Value) -> Option<f64> {
@@ -316,8 +373,7 @@ mod tests {
     #[test]
     fn later_features_are_refused_by_name() {
         for (text, name) in [
-            ("[sampler]\nsteps = 3", "`sampler`"),
-            ("[policy]\nstate = []", "`policy.state`"),
+            ("[observations]\nlayout = 1", "`observations`"),
             ("[actions]\nunnormalize = {}", "`actions.unnormalize`"),
             ("[policy]\nhead = \"beta\"", "`head = beta`"),
         ] {
@@ -332,6 +388,10 @@ mod tests {
             "[policy]\nhead = 3",
             "[policy]\nhead = \"other\"",
             "[policy]\ncontrol_rate_hz = -1",
+            "[policy]\nstate = 1",
+            "[policy]\nstate = [{ in = \"h\" }]",
+            "[sampler]\nkind = 1",
+            "[sampler]\nsteps = \"ten\"",
             "[actions]\nbounds = [[1, -1]]",
             "[actions]\nbounds = []",
             "[map]\nobs = 1",

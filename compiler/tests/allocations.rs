@@ -79,7 +79,7 @@ fn hopper(precision: Precision) -> Vec<u8> {
         training: None,
         policy: qailc::policy::Policy::default(),
     };
-    pipeline::compile(&fixture("hopper/hopper_expert.onnx"), &options, &mut Silent).unwrap().bytes
+    pipeline::compile(&fixture("hopper/hopper_expert.onnx"), &options, &mut Silent).unwrap().bytes.to_vec()
 }
 
 #[test]

@@ -15,6 +15,37 @@ pub struct ConstId(pub(crate) u32);
 pub trait ConstSource: fmt::Debug + Send + Sync {
     /// Reads `out.len()` bytes from byte offset `start`, little-endian, row-major.
     fn read(&self, start: u64, out: &mut [u8]) -> std::io::Result<()>;
+
+    /// Reads part of a matrix, row-major: `out` has room for it. Whoever can
+    /// read columns in another way than row by row says so here.
+    fn read_block(&self, block: &Block, out: &mut [u8]) -> std::io::Result<()> {
+        let row_bytes = block.columns.len().saturating_mul(block.elem_bytes);
+        for (row, out) in block.rows.clone().zip(out.chunks_exact_mut(row_bytes.max(1))) {
+            self.read(block.start(row), out)?;
+        }
+        Ok(())
+    }
+}
+
+/// Part of a matrix: some rows, and some columns of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Rows of the part.
+    pub rows: Range<usize>,
+    /// Columns of the part.
+    pub columns: Range<usize>,
+    /// Columns of the matrix.
+    pub n_columns: usize,
+    /// Bytes of an element.
+    pub elem_bytes: usize,
+}
+
+impl Block {
+    /// Byte offset of the part of a row.
+    fn start(&self, row: usize) -> u64 {
+        let first = (row as u64).saturating_mul(self.n_columns as u64).saturating_add(self.columns.start as u64);
+        first.saturating_mul(self.elem_bytes as u64)
+    }
 }
 
 /// Where the elements of a constant come from.
@@ -104,17 +135,17 @@ impl Constant {
     /// Elements `range`, in row-major order, as `f64`: exact for every type
     /// except `i64` beyond 2^53.
     pub fn read(&self, range: Range<usize>) -> Result<Vec<f64>, ConstError> {
-        self.decode(range, |x| x, |x| x as f64)
+        Ok(self.decode(&self.read_bytes(range)?, |x| x, |x| x as f64))
     }
 
     /// Elements `range` as `f32`; integers and `f64` are rounded.
     pub fn read_f32(&self, range: Range<usize>) -> Result<Vec<f32>, ConstError> {
-        self.decode(range, |x| x as f32, |x| x as f32)
+        Ok(self.decode(&self.read_bytes(range)?, |x| x as f32, |x| x as f32))
     }
 
     /// Elements `range` as integers; floats are truncated.
     pub fn read_int(&self, range: Range<usize>) -> Result<Vec<i64>, ConstError> {
-        self.decode(range, |x| x as i64, |x| x)
+        Ok(self.decode(&self.read_bytes(range)?, |x| x as i64, |x| x))
     }
 
     /// Every element, as [`Constant::read`].
@@ -160,6 +191,51 @@ impl Constant {
         }
     }
 
+    /// Elements of some columns of some rows of a matrix, row-major, as
+    /// [`Constant::read_f32`].
+    ///
+    /// # Errors
+    /// As reading a range, and constants that are no matrices.
+    pub fn read_block_f32(&self, rows: Range<usize>, columns: Range<usize>) -> Result<Vec<f32>, ConstError> {
+        let bytes = self.read_block_bytes(rows, columns)?;
+        if self.ty.is_f32() {
+            let (words, _) = bytes.as_chunks::<4>();
+            return Ok(words.iter().map(|&word| f32::from_le_bytes(word)).collect());
+        }
+        Ok(self.decode(&bytes, |x| x as f32, |x| x as f32))
+    }
+
+    /// Raw bytes of some columns of some rows of a matrix, row-major, little-endian.
+    ///
+    /// # Errors
+    /// As reading a range, and constants that are no matrices.
+    pub fn read_block_bytes(&self, rows: Range<usize>, columns: Range<usize>) -> Result<Vec<u8>, ConstError> {
+        let out_of_range = || ConstError::Range {
+            ty: self.ty.clone(),
+            start: rows.start.saturating_mul(columns.len()),
+            end: rows.end.saturating_mul(columns.len()),
+        };
+        let fits = |range: &Range<usize>, extent: usize| range.start <= range.end && range.end <= extent;
+        let &[n_rows, n_columns] = &self.ty.shape[..] else { return Err(out_of_range()) };
+        if !fits(&rows, n_rows) || !fits(&columns, n_columns) {
+            return Err(out_of_range());
+        }
+        if let ConstData::Source(source) = &self.data {
+            let elem_bytes = self.ty.elem.size_bytes();
+            let n = rows.len().checked_mul(columns.len()).and_then(|n| n.checked_mul(elem_bytes));
+            let mut out = vec![0; n.ok_or_else(out_of_range)?];
+            let block = Block { rows, columns, n_columns, elem_bytes };
+            source.read_block(&block, &mut out).map_err(|source| ConstError::Io { ty: self.ty.clone(), source })?;
+            return Ok(out);
+        }
+        let mut out = Vec::new();
+        for row in rows {
+            let first = row.saturating_mul(n_columns);
+            out.extend(self.read_bytes(first.saturating_add(columns.start)..first.saturating_add(columns.end))?);
+        }
+        Ok(out)
+    }
+
     fn ints_or_floats(ty: &TensorType, elements: &[f64]) -> Vec<u8> {
         match ty.elem {
             Elem::Plain(DType::F32) => elements.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
@@ -174,14 +250,8 @@ impl Constant {
         }
     }
 
-    fn decode<T>(
-        &self,
-        range: Range<usize>,
-        float: impl Fn(f64) -> T,
-        int: impl Fn(i64) -> T,
-    ) -> Result<Vec<T>, ConstError> {
-        let bytes = self.read_bytes(range)?;
-        Ok(bytes
+    fn decode<T>(&self, bytes: &[u8], float: impl Fn(f64) -> T, int: impl Fn(i64) -> T) -> Vec<T> {
+        bytes
             .chunks_exact(self.ty.elem.size_bytes())
             .map(|b| match (self.ty.elem, b) {
                 (Elem::Plain(DType::F32), &[a, b, c, d]) => float(f64::from(f32::from_le_bytes([a, b, c, d]))),
@@ -197,7 +267,7 @@ impl Constant {
                 (_, &[a, b]) => int(i64::from(u16::from_le_bytes([a, b]))),
                 (_, b) => int(i64::from(b.first().copied().unwrap_or(0))),
             })
-            .collect())
+            .collect()
     }
 }
 
@@ -243,6 +313,29 @@ mod tests {
     fn a_range_of_random_numbers_is_the_same_as_all_of_them() {
         let constant = Constant { ty: TensorType::f32([10]), data: ConstData::Rand(7) };
         assert_eq!(constant.read(3..6).unwrap(), constant.all().unwrap()[3..6]);
+    }
+
+    #[test]
+    fn a_block_of_a_matrix_is_its_rows_and_columns() {
+        #[derive(Debug)]
+        struct Memory(Vec<u8>);
+        impl ConstSource for Memory {
+            fn read(&self, start: u64, out: &mut [u8]) -> std::io::Result<()> {
+                let start = start as usize;
+                let bytes = self.0.get(start..start + out.len());
+                out.copy_from_slice(bytes.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
+        let held = Constant::f32([3, 4], &(0..12).map(|i| i as f32).collect::<Vec<_>>());
+        let source = ConstData::Source(Arc::new(Memory(held.read_bytes(0..12).unwrap())));
+        for constant in [held.clone(), Constant { data: source, ..held }] {
+            assert_eq!(constant.read_block_f32(1..3, 1..3).unwrap(), [5.0, 6.0, 9.0, 10.0]);
+            assert_eq!(constant.read_block_bytes(1..2, 2..2).unwrap(), []);
+            assert!(constant.read_block_f32(2..4, 0..1).is_err());
+            assert!(constant.read_block_f32(0..1, 3..5).is_err());
+        }
+        assert!(Constant::f32([12], &[0.0; 12]).read_block_f32(0..1, 0..1).is_err());
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub mod text;
 mod ty;
 mod verify;
 
-pub use consts::{ConstData, ConstError, ConstId, ConstSource, Constant};
+pub use consts::{Block, ConstData, ConstError, ConstId, ConstSource, Constant};
 pub use graph::{Graph, Node, NodeId, Origin, Output, ValueId};
 pub use op::{
     ArgReduce, Attention, Binary, BinaryFn, BinaryGrad, Cast, Compare, CompareFn, Concat, Const, CumSum, Dequantize,

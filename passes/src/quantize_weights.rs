@@ -5,14 +5,19 @@
 //! one step a channel, the largest magnitude. Edge layers, first or last on
 //! some path, have 8 bits. Needs no data. Layers that would gain nothing because
 //! their weights are few still shrink: the pass does not guess about speed.
+//! Weights that lie in a file stay there: they are read block by block, and
+//! their codes are computed when somebody reads those.
 
 use std::collections::BTreeSet;
 
-use qail_ir::{Constant, Graph, LinearWq, NodeId, Op, Origin, QuantScheme, TensorType};
+use qail_ir::{Graph, LinearWq, NodeId, Op, Origin, QuantScheme};
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError, PassOptions, Precision,
-    quant::{flow::Edge, group_steps, weight_code},
+    quant::{
+        flow::Edge,
+        steps::{codes_of, steps_of},
+    },
     rewrite::{self, ConstLinear},
 };
 
@@ -69,7 +74,7 @@ impl Pass for QuantizeWeights {
         Exactness::Lossy
     }
 
-    fn run(&self, graph: &mut Graph, _cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
+    fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
         let layers: Vec<ConstLinear> =
             graph.topo().into_iter().filter_map(|id| ConstLinear::matching(graph, id)).collect();
         let ids: BTreeSet<NodeId> = layers.iter().map(|layer| layer.id).collect();
@@ -81,9 +86,13 @@ impl Pass for QuantizeWeights {
                 },
             )
             .collect();
-        let mut dead = Vec::new();
+        let all = layers.iter().fold(0usize, |all, layer| all.saturating_add(layer.k.saturating_mul(layer.n)));
+        let (mut dead, mut done) = (Vec::new(), 0usize);
         for (layer, bits) in layers.iter().zip(bits) {
-            quantize(graph, layer, bits)?;
+            quantize(graph, layer, bits, &mut |n| {
+                done = done.saturating_add(n);
+                cx.advance(done, all);
+            })?;
             dead.push(layer.id);
         }
         rewrite::sweep(graph, dead);
@@ -91,24 +100,24 @@ impl Pass for QuantizeWeights {
     }
 }
 
-fn quantize(graph: &mut Graph, layer: &ConstLinear, bits: u8) -> Result<(), PassError> {
+fn quantize(
+    graph: &mut Graph,
+    layer: &ConstLinear,
+    bits: u8,
+    progress: &mut dyn FnMut(usize),
+) -> Result<(), PassError> {
     let scheme = QuantScheme::signed(bits);
-    let hi = scheme.hi();
     let group = if bits < 8 { GROUP } else { layer.k.max(1) };
-    let (w, _) = layer.parameters(graph)?;
-    let n = layer.n.max(1);
-    let steps = group_steps(&w, n, group, hi);
-    let of_row = |(row, w): (usize, &[f64])| -> Vec<i64> {
-        let steps = steps.iter().skip(row / group * n);
-        w.iter().zip(steps).map(|(&w, &step)| i64::from(weight_code(w, step, -hi, hi))).collect()
-    };
-    let codes: Vec<i64> = w.chunks_exact(n).enumerate().flat_map(of_row).collect();
     let name = graph.node(layer.w.node).name.clone();
     let origin = graph.node(layer.w.node).origin.clone();
-    let codes = Constant::ints(TensorType::code(scheme, [layer.k, layer.n]), &codes);
+    let unread = |source| PassError::Const { node: name.clone(), source };
+    let invariant = "weights are constants";
+    let w = graph.const_of(layer.w).cloned();
+    let w = w.ok_or_else(|| PassError::Internal { node: name.clone(), invariant })?;
+    let scales = steps_of(&w, [layer.k, layer.n], group, scheme.hi(), progress).map_err(unread)?;
+    let codes = codes_of(&w, &scales, group, scheme).map_err(unread)?;
     let codes = graph.add_const(format!("{name}.q"), codes, origin);
-    let n_groups = layer.k.div_ceil(group);
-    let scales = graph.add_const(format!("{name}.s"), Constant::f32([n_groups, layer.n], &steps), Origin::default());
+    let scales = graph.add_const(format!("{name}.s"), scales, Origin::default());
     let op = Op::LinearWq(LinearWq { group, act: layer.op.act });
     // The layer in front may have been replaced since the layers were listed.
     let x = graph.operands(layer.id).first().copied().unwrap_or(layer.x);

@@ -45,8 +45,10 @@ impl Pass for Rebatch {
 pub fn rebatch(graph: &mut Graph, n: usize) -> Result<Changed, PassError> {
     let name = graph.name.clone();
     let refuse = |reason: &str| Err(PassError::Unsupported { node: name.clone(), reason: reason.to_owned() });
-    let Some(&first) = graph.inputs().first() else { return refuse("a graph without inputs has no batch") };
-    let extent = graph.batch_axis.and_then(|axis| Some((axis, *graph.ty(first.value()).shape.get(axis)?)));
+    if graph.inputs().is_empty() {
+        return refuse("a graph without inputs has no batch");
+    }
+    let extent = graph.batch_axis.map(|axis| (axis, graph.batch_size()));
     match extent {
         None => refuse("the graph has no batch axis; export the policy with a batch axis of 1"),
         Some((_, extent)) if extent == n => Ok(Changed::No),
@@ -90,6 +92,8 @@ impl Rebatched<'_> {
         }
         for i in 0..self.old.outputs.len() {
             let output = self.old.outputs[i].clone();
+            let state = self.old.state_of_output(&output.name);
+            let batch_axis = state.and_then(|state| state.element_axis).unwrap_or(batch_axis);
             let shape = &self.old.ty(output.value).shape;
             let value = match self.axes.get(&output.value) {
                 Some(&axis) if axis == batch_axis && shape.get(axis) == Some(&1) => continue,
@@ -116,6 +120,11 @@ impl Rebatched<'_> {
         const COMPUTED: &str = "its weights or scales depend on the sample";
         Ok(match op {
             Op::Input(Input { mut ty }) => {
+                let state = old.state_of_input(&old.node(id).name);
+                let batch_axis = match state {
+                    Some(state) => state.element_axis.ok_or_else(|| self.unsupported(id, "it is one state for all"))?,
+                    None => batch_axis,
+                };
                 match ty.shape.get_mut(batch_axis) {
                     Some(extent) => *extent = self.n,
                     None => return Err(self.unsupported(id, "it lacks the batch axis")),

@@ -45,6 +45,20 @@ impl ArtifactBytes {
     }
 }
 
+impl std::ops::Deref for ArtifactBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+impl PartialEq for ArtifactBytes {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
 impl From<Vec<u8>> for ArtifactBytes {
     fn from(bytes: Vec<u8>) -> Self {
         Self(Inner::Owned(Arc::new(bytes)))

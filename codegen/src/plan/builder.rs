@@ -1,12 +1,20 @@
 //! What a plan is made of while it is made: sections, tensors, steps, and where
 //! the values of the graph are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use qail_artifact::schema::{Layout, Place, Step, Storage, Tensor, step};
 use qail_ir::{ConstId, Constant, DType, Elem, Graph, NodeId, Op, TensorType, ValueId};
 
-use super::{place::Placement, shape, view::View};
+use super::{
+    place::Placement,
+    section::{Form, SectionBytes, SectionData},
+    shape,
+    view::View,
+};
 use crate::CodegenError;
 
 /// Code rows are padded to a multiple of this many elements.
@@ -14,17 +22,6 @@ const CODE_ALIGN: u64 = 32;
 
 /// Most axes of a tensor in a file.
 const MAX_RANK: usize = 8;
-
-/// Bytes of a section, with what the file says about them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SectionData {
-    /// Name, unique in the plan.
-    pub name: String,
-    /// How the bytes are laid out.
-    pub layout: Layout,
-    /// The bytes.
-    pub bytes: Vec<u8>,
-}
 
 /// Where a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +78,13 @@ impl<'g> Builder<'g> {
 
     /// Adds a section. Equal bytes of one layout are one section, as in a file,
     /// so the indices of a plan are those of the file.
-    pub(crate) fn section(&mut self, name: &str, layout: Layout, bytes: Vec<u8>) -> Result<u32, CodegenError> {
+    pub(crate) fn section(
+        &mut self,
+        name: &str,
+        layout: Layout,
+        bytes: impl Into<SectionBytes>,
+    ) -> Result<u32, CodegenError> {
+        let bytes = bytes.into();
         let known = self.sections.iter().position(|section| section.layout == layout && section.bytes == bytes);
         let index = match known {
             Some(index) => index,
@@ -333,16 +336,11 @@ impl<'g> Builder<'g> {
     }
 
     /// The constant behind an operand that must be one.
-    pub(crate) fn constant(&self, node: NodeId, value: ValueId, what: &str) -> Result<&'g Constant, CodegenError> {
+    pub(crate) fn constant(&self, node: NodeId, value: ValueId, what: &str) -> Result<&'g Arc<Constant>, CodegenError> {
         match self.graph.const_of(value) {
             Some(constant) => Ok(constant),
             None => Err(self.unsupported(node, format!("{what} must be a constant"))),
         }
-    }
-
-    /// Elements of a constant as `f32`.
-    pub(crate) fn read_f32(&self, node: NodeId, constant: &Constant) -> Result<Vec<f32>, CodegenError> {
-        constant.all_f32().map_err(|source| CodegenError::Const { node: self.name(node), source })
     }
 
     /// Elements of a constant as integers.
@@ -352,8 +350,8 @@ impl<'g> Builder<'g> {
 
     /// A constant operand as an `f32` section, named after the reader.
     pub(crate) fn f32_section(&mut self, node: NodeId, value: ValueId, what: &str) -> Result<u32, CodegenError> {
-        let bytes = f32_bytes(&self.read_f32(node, self.constant(node, value, what)?)?);
         let name = format!("{}.{what}", self.name(node));
+        let bytes = SectionBytes::of(self.constant(node, value, what)?, Form::Floats, &self.name(node))?;
         self.section(&name, Layout::F32, bytes)
     }
 

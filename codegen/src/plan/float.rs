@@ -1,9 +1,6 @@
 //! Selection of the float operations.
 
-use qail_artifact::{
-    pack,
-    schema::{Layout, Place, step},
-};
+use qail_artifact::schema::{Layout, Place, step};
 use qail_ir::{BinaryFn, NodeId, UnaryFn};
 
 use super::{
@@ -11,6 +8,8 @@ use super::{
     function,
     movement::shape_of,
     place::Placement,
+    quant::weight_layout,
+    section::{Form, SectionBytes},
     select::int_range,
 };
 use crate::CodegenError;
@@ -51,9 +50,7 @@ impl Builder<'_> {
         let &[k, n] = &weights.ty.shape[..] else {
             return Err(self.unsupported(node, format!("weights of type {}", weights.ty)));
         };
-        let elements = self.read_f32(node, weights)?;
-        let bytes = pack::pack_f32(&elements, k, n)
-            .map_err(|error| CodegenError::Pack { node: self.name(node), reason: error.to_string() })?;
+        let bytes = SectionBytes::of(weights, Form::FloatRows, &self.name(node))?;
         let x = self.tensor_of(node, x, Place::Device)?;
         let weight = self.section(&format!("{}.weight", self.name(node)), Layout::F32Rows8, bytes)?;
         let bias = self.f32_section(node, b, "bias")?;
@@ -77,9 +74,19 @@ impl Builder<'_> {
         let &[k, n] = &self.constant(node, w, "weight")?.ty.shape[..] else {
             return Err(self.unsupported(node, "weights that are no matrix"));
         };
-        let codes = self.weight_codes(node, w)?;
+        let constant = self.constant(node, w, "weight")?;
         let x = self.tensor_of(node, x, Place::Device)?;
-        let weight = self.weight_section(node, w, &codes, k, n)?;
+        let weight = match constant.ty.scheme() {
+            Some(scheme) if scheme.signed && scheme.bits <= 8 => {
+                let layout = weight_layout(scheme);
+                let bytes = SectionBytes::of(constant, Form::Codes(layout), &self.name(node))?;
+                self.section(&format!("{}.weight", self.name(node)), layout, bytes)?
+            }
+            Some(_) | None => {
+                let codes = self.weight_codes(node, w)?;
+                self.weight_section(node, w, &codes, k, n)?
+            }
+        };
         let scale = self.f32_section(node, s, "scale")?;
         let bias = self.f32_section(node, b, "bias")?;
         let (out, act) = self.activated(node, op.act, placement)?;

@@ -18,11 +18,15 @@ mod place;
 mod quant;
 mod rows;
 mod schedule;
+mod section;
 mod select;
 pub(crate) mod shape;
 mod view;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use qail_artifact::{
     WriteError, Writer,
@@ -30,7 +34,7 @@ use qail_artifact::{
 };
 use qail_ir::{DType, Graph, NodeId, Op};
 
-pub use builder::SectionData;
+pub use section::{SectionBytes, SectionData, Sink};
 
 use self::{
     builder::{Builder, Source},
@@ -85,13 +89,40 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// If the file would be refused by its own reader.
-    pub fn to_file(&self) -> Result<Vec<u8>, WriteError> {
+    /// As [`Plan::write`], and if the file would be refused by its own reader.
+    pub fn to_file(&self) -> Result<Vec<u8>, CodegenError> {
         let mut writer = Writer::new();
+        self.write(&mut writer, &mut |_| {})?;
+        Ok(writer.finish(self.manifest.clone())?)
+    }
+
+    /// Writes the sections, with the indices that they have in the plan, and
+    /// tells `progress` how many bytes have been written so far.
+    ///
+    /// # Errors
+    ///
+    /// Constants that cannot be read, and a file that cannot be written.
+    pub fn write<W: io::Write + io::Seek>(
+        &self,
+        writer: &mut Writer<W>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), CodegenError> {
+        let mut done = 0u64;
         for section in &self.sections {
-            writer.add_section(&section.name, section.layout, &section.bytes)?;
+            writer.add_parts::<CodegenError>(&section.name, section.layout, |sink| {
+                section.bytes.write(&section.name, &mut |part: &[u8]| -> Result<(), WriteError> {
+                    done = done.saturating_add(part.len() as u64);
+                    progress(done);
+                    sink(part)
+                })
+            })?;
         }
-        writer.finish(self.manifest.clone())
+        Ok(())
+    }
+
+    /// Bytes of all sections.
+    pub fn n_bytes(&self) -> u64 {
+        self.sections.iter().fold(0, |n, section| n.saturating_add(section.bytes.len()))
     }
 }
 
@@ -168,7 +199,7 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
                 name: section.name.clone(),
                 layout: section.layout.into(),
                 offset: 0,
-                len: section.bytes.len() as u64,
+                len: section.bytes.len(),
                 sha256: Vec::new(),
             })
             .collect(),

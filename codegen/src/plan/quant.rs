@@ -13,7 +13,7 @@ use qail_artifact::{
     pack,
     schema::{Layout, Place, Storage, step},
 };
-use qail_ir::{Graph, NodeId, Op, ValueId, fixed::Multiplier};
+use qail_ir::{Graph, NodeId, Op, QuantScheme, ValueId, fixed::Multiplier};
 
 use super::builder::{Builder, Source, rows};
 use crate::CodegenError;
@@ -83,7 +83,7 @@ impl Builder<'_> {
         let constant = self.constant(node, scale, "scale")?;
         let scales = constant.all().map_err(|source| CodegenError::Const { node: self.name(node), source })?;
         let x = self.tensor_of(node, x, Place::Host)?;
-        let bytes = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
         let scale = self.section(&format!("{}.scale", self.name(node)), Layout::F64, bytes)?;
         let out = self.result(node)?;
         let step = step::Dequantize { x, out, scale, zero_point: op.zero_point };
@@ -212,7 +212,7 @@ impl Builder<'_> {
             Some(_) | None => return Err(self.unsupported(lookup, format!("a table of type {}", table.ty))),
         };
         let codes = self.read_int(lookup, table)?;
-        let bytes = codes.iter().map(|code| ((code - offset) as i8).to_le_bytes()[0]).collect();
+        let bytes: Vec<u8> = codes.iter().map(|code| ((code - offset) as i8).to_le_bytes()[0]).collect();
         let name = format!("{}.table", self.name(lookup));
         result.table = Some(self.section(&name, Layout::I8, bytes)?);
         result.table_lo = table_lo;
@@ -231,7 +231,7 @@ impl Builder<'_> {
         })
     }
 
-    /// Packs a weight matrix: nibbles if its scheme is signed and fits, else bytes.
+    /// Packs a weight matrix, see [`weight_layout`].
     pub(crate) fn weight_section(
         &mut self,
         node: NodeId,
@@ -240,10 +240,7 @@ impl Builder<'_> {
         k: usize,
         n: usize,
     ) -> Result<u32, CodegenError> {
-        let layout = match self.graph.ty(w).scheme() {
-            Some(scheme) if scheme.signed && scheme.bits <= 4 => Layout::W4Tile8x32,
-            Some(_) | None => Layout::W8Tile8x16,
-        };
+        let layout = self.graph.ty(w).scheme().map_or(Layout::W8Tile8x16, weight_layout);
         let bytes = pack::pack_codes(layout, codes, k, n)
             .map_err(|error| CodegenError::Pack { node: self.name(node), reason: error.to_string() })?;
         let name = format!("{}.weight", self.name(node));
@@ -262,6 +259,11 @@ impl Builder<'_> {
     pub(crate) fn alias(&mut self, node: NodeId, source: Source) {
         self.define(node.value(), source);
     }
+}
+
+/// Nibbles for weights that have a sign and fit, else bytes.
+pub(crate) fn weight_layout(scheme: QuantScheme) -> Layout {
+    if scheme.signed && scheme.bits <= 4 { Layout::W4Tile8x32 } else { Layout::W8Tile8x16 }
 }
 
 /// Smallest and largest code that a value can have.

@@ -16,6 +16,7 @@ use super::{
     function,
     movement::shape_of,
     rows::around,
+    section::{Form, SectionBytes},
 };
 use crate::CodegenError;
 
@@ -252,7 +253,7 @@ impl Builder<'_> {
         let name = self.name(value.node);
         match constant.ty.dtype() {
             Some(DType::F32) => {
-                let bytes = super::builder::f32_bytes(&self.read_f32(reader, constant)?);
+                let bytes = SectionBytes::of(constant, Form::Floats, &self.name(reader))?;
                 self.section(&name, Layout::F32, bytes)
             }
             Some(DType::Bool | DType::U8 | DType::I32 | DType::I64) => {

@@ -112,12 +112,12 @@ pub(crate) fn compile<'py>(
 
 /// Compiles and writes, unless the caller ended it.
 fn work(args: &CompileArgs, watcher: &mut Watcher) -> Result<(Report, Vec<String>), Failure> {
-    let built = args.build(watcher)?;
+    let mut built = args.build(watcher)?;
     watcher.look(|_, _| Ok(()));
     if watcher.failed.is_some() {
         return Err(Failure::plain(Exit::Internal, "ended by the caller"));
     }
-    Ok((args.write(&built)?, built.quantized.notes))
+    Ok((args.write(&mut built)?, built.quantized.notes))
 }
 
 /// The command line that the keywords stand for.

@@ -151,8 +151,11 @@ impl Stepper {
                 })
             }
             Self::Actions { controller, action } => {
-                controller.reset();
-                Box::new(move |inputs| controller.act(inputs, action))
+                let mut begun = controller.reset();
+                Box::new(move |inputs| {
+                    std::mem::replace(&mut begun, Ok(()))?;
+                    controller.act(inputs, action)
+                })
             }
         }
     }

@@ -13,7 +13,6 @@ use std::{
 
 use clap::Parser;
 use indicatif::ProgressBar;
-use qail_artifact::Artifact;
 use qail_ir::Graph;
 use qail_passes::Note;
 use qail_train::{
@@ -23,7 +22,7 @@ use qail_train::{
 
 use super::{Exit, Failure, Terminal, args::RecipeArgs, failure::of_pipeline};
 use crate::{
-    files::{check_writable, write_atomic},
+    files::check_writable,
     pipeline::{self, Built, Demonstrations, Observer, Quantized},
     qir,
     report::Report,
@@ -72,7 +71,8 @@ impl Args {
         self.recipe.train.time_budget()
     }
 
-    /// Compiles. Nothing is written yet, but it was tried whether it could be.
+    /// Compiles. The artifact is not in its place yet, but it was tried whether
+    /// it could be.
     ///
     /// # Errors
     /// Flags, files, models and data that cannot be used.
@@ -87,10 +87,11 @@ impl Args {
         check_writable(&path).map_err(|error| not_written(&path, &error))?;
         let built = if is_checkpoint(model) {
             refuse_flags(&self.recipe)?;
-            pipeline::compile_checkpoint(model, self.recipe.chunk.over(None).as_ref(), observer)
+            let chunk = self.recipe.chunk.over(None);
+            pipeline::compile_checkpoint(&path, model, chunk.as_ref(), observer)
         } else {
             let training = self.recipe.train.training(self.cache_dir.clone());
-            pipeline::compile(model, &self.recipe.build_options(training)?, observer)
+            pipeline::compile_beside(&path, model, &self.recipe.build_options(training)?, observer)
         };
         built.map_err(|error| of_pipeline(&self.context(), &error))
     }
@@ -99,12 +100,10 @@ impl Args {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn write(&self, built: &Built) -> Result<Report, Failure> {
+    pub fn write(&self, built: &mut Built) -> Result<Report, Failure> {
         let path = self.out();
-        write_atomic(&path, &built.bytes).map_err(|error| not_written(&path, &error))?;
-        let artifact = Artifact::parse(&built.bytes);
-        let artifact = artifact.map_err(|error| Failure::new(Exit::Internal, self.context(), &error))?;
-        Ok(Report::new(artifact.manifest(), built.bytes.len() as u64))
+        built.persist(&path).map_err(|error| not_written(&path, &error))?;
+        Ok(Report::new(&built.manifest, built.bytes.len() as u64))
     }
 
     fn context(&self) -> String {
@@ -117,9 +116,9 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let mut watcher = Watcher::new(terminal, args.dump.clone(), args.time_budget());
     let built = args.build(&mut watcher);
     watcher.finish()?;
-    let built = built?;
+    let mut built = built?;
     say_notes_of(&built.quantized, terminal);
-    let (path, report) = (args.out(), args.write(&built)?);
+    let (path, report) = (args.out(), args.write(&mut built)?);
     terminal.result(
         || format!("{}-> {}\n", report.render(), path.display()),
         || serde_json::json!({ "schema": 1, "artifact": path, "report": report, "notes": built.quantized.notes }),

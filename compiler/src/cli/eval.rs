@@ -238,7 +238,7 @@ fn load(path: &Path, args: &Args, control: Option<&Control>, terminal: &Terminal
         let mut watcher = Watcher::new(terminal, None, None);
         let built = pipeline::compile(path, &options, &mut watcher);
         watcher.finish()?;
-        built.map_err(|error| super::failure::of_pipeline(&context, &error))?.bytes.into()
+        built.map_err(|error| super::failure::of_pipeline(&context, &error))?.bytes
     } else {
         ArtifactBytes::open(path).map_err(|error| super::failure::of_runtime(&context, &error))?
     };

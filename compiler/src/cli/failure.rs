@@ -155,7 +155,9 @@ fn exit_of_pipeline(error: &PipelineError) -> Exit {
         PipelineError::Head { .. }
         | PipelineError::Method { .. }
         | PipelineError::Bounds { .. }
-        | PipelineError::Chunk { .. } => Exit::Usage,
+        | PipelineError::Chunk { .. }
+        | PipelineError::Sampler { .. }
+        | PipelineError::State { .. } => Exit::Usage,
         PipelineError::Train(error) => exit_of_training(error),
         PipelineError::Checkpoint { source, .. } => match **source {
             CheckpointError::Foreign => Exit::InvalidInput,

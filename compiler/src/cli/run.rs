@@ -32,6 +32,12 @@ pub(super) struct Args {
     /// Run the first N steps only.
     #[arg(long, value_name = "N")]
     rows: Option<usize>,
+    /// The noise of samplers is among the arrays of the input, by the names of the model's inputs, instead of drawn.
+    #[arg(long)]
+    given_noise: bool,
+    /// Seed of the noise of samplers. Default: that of the compilation.
+    #[arg(long, value_name = "SEED", conflicts_with = "given_noise")]
+    seed: Option<u64>,
     /// Give one action a step, as a control loop gets it, instead of the outputs: of chunks the rows that are executed.
     #[arg(long)]
     actions: bool,
@@ -45,10 +51,17 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let shown = args.artifact.display();
     let load = || {
         let bytes = ArtifactBytes::open(&args.artifact)?;
-        let options = LoadOptions { keep_intermediates: args.dump_codes.is_some(), ..LoadOptions::default() };
+        let options = LoadOptions {
+            keep_intermediates: args.dump_codes.is_some(),
+            given_noise: args.given_noise,
+            ..LoadOptions::default()
+        };
         Session::load_with(bytes, args.device, &options)
     };
-    let session = load().map_err(|error| super::failure::of_runtime(&format!("cannot load `{shown}`"), &error))?;
+    let mut session = load().map_err(|error| super::failure::of_runtime(&format!("cannot load `{shown}`"), &error))?;
+    if let Some(seed) = args.seed {
+        session.reseed(seed);
+    }
     let map = DemoMap { inputs: args.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect() };
     let recorded = Recorded::open(&args.input, session.inputs(), &map).map_err(|error| {
         Failure::new(Exit::InvalidInput, format!("cannot read observations from `{}`", args.input.display()), &error)
@@ -151,7 +164,7 @@ fn act_steps(
     let mut starts = recorded.episodes.clone().into_iter().map(|episode| episode.start).peekable();
     for step in 0..n_steps {
         if starts.next_if_eq(&step).is_some() {
-            controller.reset();
+            controller.reset().map_err(|error| super::failure::of_run(&format!("step {step} failed"), &error))?;
         }
         recorded.read(step, &mut given)?;
         let inputs: Vec<TensorView<'_>> = given.iter().map(Elements::view).collect();
@@ -196,7 +209,11 @@ fn run_steps(
     let mut codes: Vec<Array> =
         names.into_iter().map(|name| Array { name, shape: Vec::new(), values: Elements::I32(Vec::new()) }).collect();
     let bar = terminal.bar(n_steps as u64, "run");
+    let mut starts = recorded.episodes.clone().into_iter().map(|episode| episode.start).peekable();
     for step in 0..n_steps {
+        if starts.next_if_eq(&step).is_some() {
+            session.reset().map_err(|error| super::failure::of_run(&format!("step {step} failed"), &error))?;
+        }
         recorded.read(step, &mut given)?;
         let inputs: Vec<TensorView<'_>> = given.iter().map(Elements::view).collect();
         let mut views: Vec<TensorViewMut<'_>> = found.iter_mut().map(Elements::view_mut).collect();

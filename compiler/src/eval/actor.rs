@@ -10,8 +10,16 @@ use crate::elements::Elements;
 
 /// What acts in an environment.
 pub trait Actor: Send {
-    /// Forgets everything, at the start of an episode.
-    fn reset(&mut self) {}
+    /// Forgets everything, at the start of an episode; noise that the actor draws
+    /// begins anew from the seed of the episode.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn reset(&mut self, seed: u64) -> Result<(), ActError> {
+        let _ = seed;
+        Ok(())
+    }
+
     /// The action for an observation: all observations of the environment, one
     /// behind the other.
     ///
@@ -153,8 +161,10 @@ impl SessionActor {
 }
 
 impl Actor for SessionActor {
-    fn reset(&mut self) {
-        self.controller.reset();
+    fn reset(&mut self, seed: u64) -> Result<(), ActError> {
+        self.controller.reset().map_err(ControlError::from)?;
+        self.controller.session_mut().reseed(seed);
+        Ok(())
     }
 
     fn act(&mut self, observation: &[f32], action: &mut [f32]) -> Result<(), ActError> {

@@ -252,9 +252,10 @@ pub fn rollout(
         error: None,
     };
     env.reset(seed, &mut now).map_err(|source| LoopError::Env { seed, step: 0, source })?;
-    actor.reset();
+    let began = |source| LoopError::Act { seed, step: 0, source };
+    actor.reset(seed).map_err(began)?;
     if let Some(judge) = &mut judge {
-        judge.reset();
+        judge.reset(seed).map_err(began)?;
     }
     while episode.steps < max_steps && !now.terminated && !now.truncated {
         if stop.load(Ordering::Relaxed) {
@@ -352,8 +353,9 @@ mod tests {
     struct Remembers(f32);
 
     impl Actor for Remembers {
-        fn reset(&mut self) {
+        fn reset(&mut self, _: u64) -> Result<(), ActError> {
             self.0 = 0.0;
+            Ok(())
         }
 
         fn act(&mut self, _: &[f32], action: &mut [f32]) -> Result<(), ActError> {

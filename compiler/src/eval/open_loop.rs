@@ -162,6 +162,11 @@ impl<'a> Runner<'a> {
         Ok(Self { session, rooms })
     }
 
+    /// At the start of an episode: what is remembered is gone.
+    fn reset(&mut self, step: usize) -> Result<(), OpenLoopError> {
+        self.session.reset().map_err(|source| OpenLoopError::Run { step, source })
+    }
+
     fn run(&mut self, inputs: &[TensorView<'_>], step: usize) -> Result<Vec<Vec<f64>>, OpenLoopError> {
         let mut outputs: Vec<TensorViewMut<'_>> = self.rooms.iter_mut().map(Elements::view_mut).collect();
         self.session.run(inputs, &mut outputs).map_err(|source| OpenLoopError::Run { step, source })?;
@@ -220,6 +225,10 @@ pub fn open_loop(
         _ => None,
     };
     for episode in demos.episodes() {
+        policy.reset(episode.start)?;
+        if let Some(teacher) = &mut teacher {
+            teacher.reset(episode.start)?;
+        }
         for step in episode.clone() {
             for (stream, given) in streams.iter_mut().zip(&mut given) {
                 given.read(stream)?;

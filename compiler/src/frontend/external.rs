@@ -14,9 +14,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use prost::bytes::Bytes;
-
-use super::{error::shown, load, proto::TensorProto};
+use super::{error::shown, proto::TensorProto, region::Region};
 
 /// Value of `TensorProto::data_location` for constants in other files.
 pub(super) const EXTERNAL: i32 = 1;
@@ -83,11 +81,11 @@ pub enum ExternalReason {
     Io(io::Error),
 }
 
-/// The files beside a model, each mapped once.
+/// The files beside a model, each opened once.
 #[derive(Debug)]
 pub(super) struct Folder {
     base: Option<PathBuf>,
-    files: BTreeMap<String, Bytes>,
+    files: BTreeMap<String, Region>,
 }
 
 impl Folder {
@@ -97,7 +95,7 @@ impl Folder {
     }
 
     /// The bytes of a constant whose `data_location` is [`EXTERNAL`].
-    pub(super) fn resolve(&mut self, tensor: &TensorProto) -> Result<Bytes, ExternalError> {
+    pub(super) fn resolve(&mut self, tensor: &TensorProto) -> Result<Region, ExternalError> {
         let value =
             |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str());
         let location = value("location").unwrap_or_default();
@@ -109,30 +107,27 @@ impl Folder {
     }
 
     /// Every file used so far, by location.
-    pub(super) fn files(&self) -> impl Iterator<Item = (&str, &Bytes)> {
-        self.files.iter().map(|(location, bytes)| (location.as_str(), bytes))
+    pub(super) fn files(&self) -> impl Iterator<Item = (&str, &Region)> {
+        self.files.iter().map(|(location, file)| (location.as_str(), file))
     }
 
-    fn range(&mut self, location: &str, offset: Option<&str>, length: Option<&str>) -> Result<Bytes, ExternalReason> {
+    fn range(&mut self, location: &str, offset: Option<&str>, length: Option<&str>) -> Result<Region, ExternalReason> {
         let file = self.file(location)?;
-        let size = file.len() as u64;
+        let size = file.len();
         let offset = number("offset", offset)?.unwrap_or(0);
         let length = number("length", length)?.unwrap_or(size.saturating_sub(offset));
         let end = offset.saturating_add(length);
-        let range =
-            usize::try_from(offset).ok().zip(usize::try_from(end).ok()).filter(|_| end <= size && offset <= end);
-        let (start, stop) = range.ok_or(ExternalReason::Range { offset, end, size })?;
-        Ok(file.slice(start..stop))
+        file.part(offset, end).ok_or(ExternalReason::Range { offset, end, size })
     }
 
-    fn file(&mut self, location: &str) -> Result<Bytes, ExternalReason> {
-        if let Some(bytes) = self.files.get(location) {
-            return Ok(bytes.clone());
+    fn file(&mut self, location: &str) -> Result<Region, ExternalReason> {
+        if let Some(file) = self.files.get(location) {
+            return Ok(file.clone());
         }
         let base = self.base.as_deref().ok_or(ExternalReason::NoFolder)?;
-        let bytes = load::map(&open(base, location)?).map_err(ExternalReason::Io)?;
-        self.files.insert(location.to_owned(), bytes.clone());
-        Ok(bytes)
+        let file = Region::whole(open(base, location)?).map_err(ExternalReason::Io)?;
+        self.files.insert(location.to_owned(), file.clone());
+        Ok(file)
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) fn decode(bytes: Bytes) -> Result<ModelProto, ImportError> {
 }
 
 /// Maps a whole file, read-only.
-pub(super) fn map(file: &File) -> io::Result<Bytes> {
+fn map(file: &File) -> io::Result<Bytes> {
     // SAFETY: the map is private to this process, read-only, and lives inside
     // the returned `Bytes`. The bytes are only ever read as plain `u8`. What
     // remains is another process that changes or shortens the file meanwhile:

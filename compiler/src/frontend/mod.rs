@@ -19,6 +19,7 @@ mod findings;
 mod import;
 mod load;
 pub mod proto;
+mod region;
 mod scan;
 mod tensor;
 mod tract;
@@ -76,13 +77,24 @@ pub struct Imported {
     pub cross_checked: bool,
 }
 
+/// Takes the bytes of files beside the model that were hashed, and those in all.
+pub type Progress<'a> = dyn FnMut(u64, u64) + 'a;
+
+/// Bytes of a file that are read at once to be hashed.
+const HASHED_AT_ONCE: usize = 1 << 20;
+
 /// Reads the model at `path`; constants in other files lie below its folder.
 pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, ImportError> {
+    import_with(path, options, &mut |_, _| {})
+}
+
+/// As [`import`], and says how far it is: files beside a model can be large.
+pub fn import_with(path: &Path, options: &ImportOptions, progress: &mut Progress<'_>) -> Result<Imported, ImportError> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    import_bytes(load::read(path)?, Some(folder), options)
+    read(load::read(path)?, Some(folder), options, progress)
 }
 
 /// Reads a model from memory; constants in other files lie below `base_dir`,
@@ -92,12 +104,22 @@ pub fn import_bytes(
     base_dir: Option<&Path>,
     options: &ImportOptions,
 ) -> Result<Imported, ImportError> {
-    let bytes = bytes.into();
+    read(bytes.into(), base_dir, options, &mut |_, _| {})
+}
+
+fn read(
+    bytes: Bytes,
+    base_dir: Option<&Path>,
+    options: &ImportOptions,
+    progress: &mut Progress<'_>,
+) -> Result<Imported, ImportError> {
     let model = load::decode(bytes.clone())?;
     let mut folder = Folder::new(base_dir);
     let mut findings = Findings::default();
     let checked = validate::check(&model, &mut folder, options, &mut findings)?;
-    let size_bytes = folder.files().fold(bytes.len(), |n, (_, file)| n.saturating_add(file.len()));
+    let size_bytes = folder
+        .files()
+        .fold(bytes.len(), |n, (_, file)| n.saturating_add(usize::try_from(file.len()).unwrap_or(usize::MAX)));
     let graph = import::build(&checked, size_bytes, &mut findings);
     findings.stop_if_any()?;
     let mut graph = graph.ok_or_else(|| ImportError::Internal("a node failed without a reason".to_owned()))?;
@@ -105,10 +127,11 @@ pub fn import_bytes(
     graph.metadata = model.metadata_props.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect();
     compare_declared(&graph, checked.graph, &mut findings);
     let cross_checked = cross_check(&graph, &model, &checked, &mut findings);
+    let sha256 = sha256(&bytes, &folder, progress)?;
     let producer = format!("{} {}", shown(&model.producer_name), shown(&model.producer_version)).trim().to_owned();
     Ok(Imported {
         graph,
-        sha256: sha256(&bytes, &folder),
+        sha256,
         opset: checked.opset,
         producer,
         dims: checked.dims,
@@ -128,15 +151,19 @@ pub fn opsets() -> std::ops::RangeInclusive<i64> {
     validate::OPSETS
 }
 
-/// The leading axis, if every input and output has one of the same extent.
-fn batch_axis(graph: &Graph) -> Option<usize> {
-    let inputs = graph.inputs().iter().map(|node| node.value());
-    let mut leading = inputs.chain(graph.outputs.iter().map(|output| output.value)).map(|value| {
-        let shape = &graph.ty(value).shape;
-        shape.first().filter(|_| shape.len() > 1).copied()
-    });
-    let first = leading.next()??;
-    leading.all(|extent| extent == Some(first)).then_some(0)
+/// The leading axis, if every input and output has one of the same extent, and
+/// one of them is more than a list. States do not count: their elements may lie
+/// along another axis.
+pub(crate) fn batch_axis(graph: &Graph) -> Option<usize> {
+    let inputs = graph.inputs().iter().map(|&node| (graph.node(node).name.as_str(), node.value()));
+    let inputs = inputs.filter(|(name, _)| graph.state_of_input(name).is_none());
+    let outputs = graph.outputs.iter().map(|output| (output.name.as_str(), output.value));
+    let outputs = outputs.filter(|(name, _)| graph.state_of_output(name).is_none());
+    let shapes: Vec<&[usize]> = inputs.chain(outputs).map(|(_, value)| graph.ty(value).shape.as_slice()).collect();
+    let first = *shapes.first()?.first()?;
+    // A list as long as the batch is one number a sample: a timestep.
+    let fits = |shape: &&[usize]| shape.first() == Some(&first) && (shape.len() > 1 || first == 1);
+    (shapes.iter().any(|shape| shape.len() > 1) && shapes.iter().all(fits)).then_some(0)
 }
 
 /// Notes where the model declares another shape for an output: exporters do
@@ -179,13 +206,26 @@ fn cross_check(graph: &Graph, model: &ModelProto, checked: &Checked<'_>, finding
     agrees
 }
 
-fn sha256(model: &Bytes, folder: &Folder) -> String {
+/// Hashes the model and the files beside it, block by block.
+fn sha256(model: &Bytes, folder: &Folder, progress: &mut Progress<'_>) -> Result<String, ImportError> {
     let mut hash = Sha256::new();
     hash.update(model);
-    for (location, bytes) in folder.files() {
+    let all = folder.files().fold(0u64, |all, (_, file)| all.saturating_add(file.len()));
+    let mut done = 0u64;
+    let mut block = vec![0; HASHED_AT_ONCE];
+    for (location, file) in folder.files() {
         hash.update(location.as_bytes());
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
+        hash.update(file.len().to_le_bytes());
+        let mut start = 0;
+        while start < file.len() {
+            let n = usize::try_from(file.len() - start).map_or(HASHED_AT_ONCE, |n| n.min(HASHED_AT_ONCE));
+            let block = block.get_mut(..n).unwrap_or_default();
+            file.read(start, block).map_err(|source| ImportError::Io { path: location.into(), source })?;
+            hash.update(&*block);
+            start += n as u64;
+            done = done.saturating_add(n as u64);
+            progress(done, all);
+        }
     }
-    hex(&hash.finalize())
+    Ok(hex(&hash.finalize()))
 }

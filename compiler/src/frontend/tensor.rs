@@ -1,18 +1,21 @@
 //! From the constants of a model to constants of the graph.
 //!
 //! The number of elements is checked against the data before anything is made
-//! of it. Small constants are copied; large ones stay in the mapped file and
-//! are read in ranges. Narrow integers become codes of the same width, also
+//! of it. Small constants are copied; large ones stay in the file, the mapped
+//! model or one beside it, and are read in ranges. Narrow integers become codes of the same width, also
 //! those that lie several in a byte; bytes stay bytes. 16-bit floats are widened on the way, `f64` is narrowed:
 //! the graph computes in `f32`.
 
 use std::{fmt, io};
 
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use prost::bytes::Bytes;
 use qail_ir::{ConstData, ConstSource, Constant, DType, Elem, QuantScheme, TensorType};
 
-use super::proto::{TensorProto, data_type};
+use super::{
+    proto::{TensorProto, data_type},
+    region::Region,
+};
 
 /// Constants up to this size are copied out of the file.
 const MAX_COPIED_BYTES: usize = 64 << 10;
@@ -68,7 +71,7 @@ fn packed(elem_type: i32) -> Option<QuantScheme> {
 
 /// Makes a constant of `tensor`, whose bytes are `external` if they lie in
 /// another file.
-pub(super) fn constant(tensor: &TensorProto, external: Option<Bytes>) -> Result<Constant, TensorError> {
+pub(super) fn constant(tensor: &TensorProto, external: Option<Region>) -> Result<Constant, TensorError> {
     let shape = shape(&tensor.dims)?;
     let plain = dtype(tensor.data_type).map(|(dtype, _)| Elem::Plain(dtype));
     let elem = plain
@@ -77,12 +80,14 @@ pub(super) fn constant(tensor: &TensorProto, external: Option<Bytes>) -> Result<
     let ty = TensorType { elem, shape };
     let n = ty.n_elements();
     let raw = match (external, &tensor.raw_data) {
-        (Some(bytes), _) => Some(bytes),
-        (None, Some(bytes)) if !bytes.is_empty() || n == 0 || typed_len(tensor) == 0 => Some(bytes.clone()),
+        (Some(region), _) => Some(Stored::File(region)),
+        (None, Some(bytes)) if !bytes.is_empty() || n == 0 || typed_len(tensor) == 0 => {
+            Some(Stored::Mapped(bytes.clone()))
+        }
         (None, _) => None,
     };
     let data = match raw {
-        Some(bytes) => from_raw(tensor.data_type, n, bytes)?,
+        Some(stored) => from_raw(tensor.data_type, n, stored)?,
         None => from_typed(tensor, n)?,
     };
     Ok(Constant { ty, data })
@@ -123,16 +128,17 @@ fn mismatch(n: usize, found: usize, unit: &str) -> TensorError {
     TensorError::Invalid(format!("{n} elements are declared, {found} {unit} are given"))
 }
 
-fn from_raw(elem_type: i32, n: usize, bytes: Bytes) -> Result<ConstData, TensorError> {
+fn from_raw(elem_type: i32, n: usize, stored: Stored) -> Result<ConstData, TensorError> {
     let n_bytes = match packed(elem_type) {
         Some(scheme) => Some(n.div_ceil(8 / usize::from(scheme.bits))),
         None => n.checked_mul(size_bytes(elem_type)),
     };
-    if n_bytes != Some(bytes.len()) {
-        return Err(mismatch(n, bytes.len(), "bytes"));
+    let n_stored = stored.len();
+    if n_bytes != Some(n_stored) {
+        return Err(mismatch(n, n_stored, "bytes"));
     }
     if let Some(scheme) = packed(elem_type) {
-        return Ok(shared(Packed { bytes, scheme, n }, n));
+        return shared(Packed { stored, scheme, n });
     }
     let encoding = match elem_type {
         data_type::FLOAT16 => Encoding::F16,
@@ -141,22 +147,28 @@ fn from_raw(elem_type: i32, n: usize, bytes: Bytes) -> Result<ConstData, TensorE
         data_type::BOOL => Encoding::Bool,
         _ => Encoding::Same,
     };
-    let source = Mapped { bytes, encoding };
-    if source.bytes.len() > MAX_COPIED_BYTES {
-        return Ok(ConstData::Source(std::sync::Arc::new(source)));
-    }
-    let mut copied = vec![0; source.decoded_len()];
-    source.read(0, &mut copied).map_err(|error| TensorError::Invalid(error.to_string()))?;
-    Ok(ConstData::Bytes(copied.into()))
+    let source = Elements { stored, encoding };
+    let n_decoded = source.decoded_len(n_stored);
+    in_place_or_copied(n_stored, n_decoded, source)
 }
 
 /// Codes that share bytes: copied apart if they are few.
-fn shared(packed: Packed, n: usize) -> ConstData {
-    if n > MAX_COPIED_BYTES {
-        return ConstData::Source(std::sync::Arc::new(packed));
+fn shared(packed: Packed) -> Result<ConstData, TensorError> {
+    in_place_or_copied(packed.n, packed.n, packed)
+}
+
+/// Elements that take `n_stored` bytes, `n_decoded` in the graph.
+fn in_place_or_copied(
+    n_stored: usize,
+    n_decoded: usize,
+    source: impl ConstSource + 'static,
+) -> Result<ConstData, TensorError> {
+    if n_stored > MAX_COPIED_BYTES {
+        return Ok(ConstData::Source(std::sync::Arc::new(source)));
     }
-    let codes: Vec<u8> = (0..n).filter_map(|i| packed.get(i)).collect();
-    ConstData::Bytes(codes.into())
+    let mut copied = vec![0; n_decoded];
+    source.read(0, &mut copied).map_err(|error| TensorError::Invalid(error.to_string()))?;
+    Ok(ConstData::Bytes(copied.into()))
 }
 
 fn typed_len(tensor: &TensorProto) -> usize {
@@ -176,7 +188,7 @@ fn from_typed(tensor: &TensorProto, n: usize) -> Result<ConstData, TensorError> 
             return Err(mismatch(n, ints.len(), "values of several codes"));
         }
         let bytes: Vec<u8> = ints.iter().map(|&x| x as u8).collect();
-        return Ok(shared(Packed { bytes: bytes.into(), scheme, n }, n));
+        return shared(Packed { stored: Stored::Mapped(bytes.into()), scheme, n });
     }
     if typed_len(tensor) != n {
         return Err(mismatch(n, typed_len(tensor), "values"));
@@ -210,19 +222,58 @@ enum Encoding {
     Bool,
 }
 
-/// Elements that stay in a mapped file.
-struct Mapped {
-    bytes: Bytes,
-    encoding: Encoding,
+/// Where the bytes of a tensor lie.
+#[derive(Clone)]
+pub(super) enum Stored {
+    /// In the model, which is mapped.
+    Mapped(Bytes),
+    /// In a file beside it.
+    File(Region),
 }
 
-impl fmt::Debug for Mapped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Mapped({} bytes, {:?})", self.bytes.len(), self.encoding)
+/// Bytes that are read at once where they have to be decoded.
+const PIECE_BYTES: usize = 1 << 14;
+
+impl Stored {
+    /// Number of bytes; saturates.
+    fn len(&self) -> usize {
+        match self {
+            Self::Mapped(bytes) => bytes.len(),
+            Self::File(region) => usize::try_from(region.len()).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Fills `out` from byte `start` on.
+    fn read(&self, start: usize, out: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Mapped(bytes) => {
+                let bytes = start.checked_add(out.len()).and_then(|stop| bytes.get(start..stop));
+                out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+            Self::File(region) => region.read(start as u64, out),
+        }
     }
 }
 
-impl Mapped {
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match self {
+            Self::Mapped(_) => "mapped",
+            Self::File(_) => "in a file",
+        };
+        write!(f, "{} bytes, {place}", self.len())
+    }
+}
+
+/// Elements that stay where they are stored.
+#[derive(Debug)]
+struct Elements {
+    stored: Stored,
+    encoding: Encoding,
+}
+
+impl Elements {
     /// Bytes in the file and in the graph of one element, for the encodings that differ.
     fn sizes(&self) -> (usize, usize) {
         match self.encoding {
@@ -232,9 +283,10 @@ impl Mapped {
         }
     }
 
-    fn decoded_len(&self) -> usize {
+    /// Bytes in the graph of as many in the file.
+    fn decoded_len(&self, n_stored: usize) -> usize {
         let (stored, decoded) = self.sizes();
-        self.bytes.len() / stored * decoded
+        n_stored / stored * decoded
     }
 }
 
@@ -242,7 +294,7 @@ impl Mapped {
 #[derive(Clone)]
 pub(super) struct Packed {
     /// The bytes, each of `8 / bits` codes.
-    pub(super) bytes: Bytes,
+    pub(super) stored: Stored,
     /// Width and sign of a code: 2 or 4 bits.
     pub(super) scheme: QuantScheme,
     /// Number of codes.
@@ -255,60 +307,81 @@ impl fmt::Debug for Packed {
     }
 }
 
-impl Packed {
-    /// Code `i`, as a byte in two's complement.
-    fn get(&self, i: usize) -> Option<u8> {
-        let bits = usize::from(self.scheme.bits);
-        let byte = *self.bytes.get(i / (8 / bits))?;
-        // To the top of the byte, then back down with the sign or without it.
-        let (left, right) = (8 - bits - i % (8 / bits) * bits, 8 - bits);
-        let top = byte << left;
-        Some(if self.scheme.signed { (top as i8 >> right) as u8 } else { top >> right })
-    }
-}
-
 impl ConstSource for Packed {
     fn read(&self, start: u64, out: &mut [u8]) -> io::Result<()> {
         let start = usize::try_from(start).ok().filter(|start| start.saturating_add(out.len()) <= self.n);
-        let end = || io::Error::from(io::ErrorKind::UnexpectedEof);
-        let start = start.ok_or_else(end)?;
+        let start = start.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let bits = usize::from(self.scheme.bits);
+        let per_byte = 8 / bits;
+        let (first, stop) = (start / per_byte, (start + out.len()).div_ceil(per_byte));
+        let mut bytes = vec![0; stop - first];
+        self.stored.read(first, &mut bytes)?;
         for (i, to) in (start..).zip(out) {
-            *to = self.get(i).ok_or_else(end)?;
+            let byte = *bytes.get(i / per_byte - first).ok_or(io::ErrorKind::UnexpectedEof)?;
+            // To the top of the byte, then back down with the sign or without it.
+            let top = byte << (8 - bits - i % per_byte * bits);
+            *to = if self.scheme.signed { (top as i8 >> (8 - bits)) as u8 } else { top >> (8 - bits) };
         }
         Ok(())
     }
 }
 
-impl ConstSource for Mapped {
+impl ConstSource for Elements {
     fn read(&self, start: u64, out: &mut [u8]) -> io::Result<()> {
         let (stored, decoded) = self.sizes();
         let start = usize::try_from(start).map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof))?;
         if !start.is_multiple_of(decoded) || !out.len().is_multiple_of(decoded) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a read cuts through an element"));
         }
-        let first = (start / decoded).checked_mul(stored);
-        let bytes = first.and_then(|first| {
-            let stop = first.checked_add((out.len() / decoded).checked_mul(stored)?)?;
-            self.bytes.get(first..stop)
-        });
-        let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-        let elements = bytes.chunks_exact(stored).zip(out.chunks_exact_mut(decoded));
-        match self.encoding {
-            Encoding::Same => out.copy_from_slice(bytes),
-            Encoding::Bool => elements.for_each(|(from, to)| to.copy_from_slice(&[u8::from(from != [0])])),
-            Encoding::F16 => elements.for_each(|(from, to)| {
-                to.copy_from_slice(&f16::from_le_bytes([from[0], from[1]]).to_f32().to_le_bytes());
-            }),
-            Encoding::Bf16 => elements.for_each(|(from, to)| {
-                to.copy_from_slice(&bf16::from_le_bytes([from[0], from[1]]).to_f32().to_le_bytes());
-            }),
-            Encoding::F64 => elements.for_each(|(from, to)| {
-                let mut word = [0; 8];
-                word.copy_from_slice(from);
-                to.copy_from_slice(&(f64::from_le_bytes(word) as f32).to_le_bytes());
-            }),
+        let mut first = (start / decoded).checked_mul(stored).ok_or(io::ErrorKind::UnexpectedEof)?;
+        if self.encoding == Encoding::Same {
+            return self.stored.read(first, out);
+        }
+        let mut piece = [0; PIECE_BYTES];
+        for out in out.chunks_mut(PIECE_BYTES / stored * decoded) {
+            let bytes = piece.get_mut(..out.len() / decoded * stored).unwrap_or_default();
+            self.stored.read(first, bytes)?;
+            self.encoding.decode(bytes, out);
+            first = first.saturating_add(bytes.len());
         }
         Ok(())
+    }
+}
+
+impl Encoding {
+    /// Decodes whole elements.
+    fn decode(self, bytes: &[u8], out: &mut [u8]) {
+        match self {
+            Self::Same => out.copy_from_slice(bytes),
+            Self::Bool => bytes.iter().zip(out).for_each(|(&from, to)| *to = u8::from(from != 0)),
+            Self::F16 => {
+                // In runs: the conversion asks once a slice which instructions there are.
+                const RUN: usize = 256;
+                let (mut halves, mut floats) = ([f16::ZERO; RUN], [0.0f32; RUN]);
+                for (bytes, out) in bytes.chunks(2 * RUN).zip(out.chunks_mut(4 * RUN)) {
+                    let n = bytes.len() / 2;
+                    for (half, from) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                        *half = f16::from_le_bytes(*from);
+                    }
+                    let (halves, floats) = (halves.get(..n).unwrap_or_default(), floats.get_mut(..n));
+                    let floats = floats.unwrap_or_default();
+                    halves.convert_to_f32_slice(floats);
+                    for (to, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(floats) {
+                        *to = x.to_le_bytes();
+                    }
+                }
+            }
+            Self::Bf16 => {
+                for (from, to) in bytes.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<4>().0) {
+                    *to = bf16::from_le_bytes(*from).to_f32().to_le_bytes();
+                }
+            }
+            Self::F64 => {
+                for (from, to) in bytes.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<4>().0) {
+                    *to = (f64::from_le_bytes(*from) as f32).to_le_bytes();
+                }
+            }
+        }
     }
 }
 
@@ -332,6 +405,8 @@ mod tests {
         let constant = constant(&tensor, None).unwrap();
         assert!(matches!(constant.data, ConstData::Source(_)));
         assert_eq!(constant.read_f32(64..66).unwrap(), [1.0, 1.015_625]);
+        let expected: Vec<f32> = (0..40_000).map(|i| f16::from_f32(i as f32 / 64.0).to_f32()).collect();
+        assert_eq!(constant.all_f32().unwrap(), expected);
     }
 
     #[test]

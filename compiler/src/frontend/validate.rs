@@ -280,9 +280,9 @@ fn reachable<'m>(
 }
 
 fn read_constant(tensor: &TensorProto, folder: &mut Folder, findings: &mut Findings) -> Option<Constant> {
-    let bytes = match tensor.data_location {
+    let region = match tensor.data_location {
         external::EXTERNAL => match folder.resolve(tensor) {
-            Ok(bytes) => Some(bytes),
+            Ok(region) => Some(region),
             Err(error) => {
                 findings.external(error);
                 return None;
@@ -290,7 +290,7 @@ fn read_constant(tensor: &TensorProto, folder: &mut Folder, findings: &mut Findi
         },
         _ => None,
     };
-    match tensor::constant(tensor, bytes) {
+    match tensor::constant(tensor, region) {
         Ok(constant) => {
             if tensor::dtype(tensor.data_type).is_some_and(|(_, converted)| converted) {
                 let ty = data_type::name(tensor.data_type);

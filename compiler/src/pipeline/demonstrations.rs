@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, ops::Range, path::Path};
 use qail_ir::{DType, Elem, Graph, TensorType, interp::Tensor};
 use qail_train::batches::{Column, MAX_BYTES, Rows, Windows};
 
+use super::{Inputs, PipelineError};
 use crate::data::{DataError, DemoMap, Demos, Field, StepReader};
 
 /// Named tensors of one step.
@@ -28,11 +29,14 @@ pub struct Demonstrations {
     pub n_episodes: usize,
 }
 
-/// Opens demonstrations for the inputs of a model.
-pub fn open(path: &Path, graph: &Graph, map: &DemoMap) -> Result<Demos, DataError> {
+/// Opens demonstrations for the inputs of a model that are not made by it.
+pub fn open<'a>(path: &Path, inputs: impl Into<Inputs<'a>>, map: &DemoMap) -> Result<Demos, DataError> {
+    let from = inputs.into();
+    let graph = from.graph;
     let inputs: Vec<(String, Vec<usize>)> = graph
         .inputs()
         .iter()
+        .filter(|&&id| from.is_recorded(&graph.node(id).name))
         .map(|&id| {
             let node = graph.node(id);
             let mut extents = node.outputs.first().map(|ty| ty.shape.clone()).unwrap_or_default();
@@ -49,13 +53,25 @@ pub fn open(path: &Path, graph: &Graph, map: &DemoMap) -> Result<Demos, DataErro
 impl Demonstrations {
     /// Reads up to `n_calibration` and `n_held_out` steps. The last fifth of the
     /// episodes, at least one, is held out.
-    pub fn read(demos: &Demos, graph: &Graph, n_calibration: usize, n_held_out: usize) -> Result<Self, DataError> {
+    pub fn read<'a>(
+        demos: &Demos,
+        inputs: impl Into<Inputs<'a>>,
+        n_calibration: usize,
+        n_held_out: usize,
+    ) -> Result<Self, PipelineError> {
+        let inputs = inputs.into();
         let episodes = demos.episodes();
         let split = episodes.len() >= 2;
         let Split { train, held } = Split::of(episodes);
+        let read = |episodes: &[Range<usize>], n: usize, draw: u64| {
+            let steps = spread(episodes, n);
+            let mut samples = read_steps(demos, inputs.graph, &steps)?;
+            inputs.complete(demos, &steps, &mut samples, draw)?;
+            Ok::<_, PipelineError>(samples)
+        };
         Ok(Self {
-            calibration: read_steps(demos, graph, &spread(train, n_calibration))?,
-            held_out: read_steps(demos, graph, &spread(held, n_held_out))?,
+            calibration: read(train, n_calibration, 1)?,
+            held_out: read(held, n_held_out, 2)?,
             split,
             n_steps: demos.n_steps(),
             n_episodes: episodes.len(),
@@ -77,25 +93,28 @@ pub struct TrainingRows {
 
 impl TrainingRows {
     /// Reads the rows of both; `n_held_out` as in [`Demonstrations::read`]. With
-    /// `window` recorded actions are single ones, and a row's target are so many
+    /// a window recorded actions are single ones, and a row's target are so many
     /// of them from its step on.
-    pub fn read(demos: &Demos, n_held_out: usize, window: Option<usize>) -> Result<Self, DataError> {
+    pub fn read<'a>(demos: &Demos, inputs: impl Into<Inputs<'a>>, n_held_out: usize) -> Result<Self, PipelineError> {
+        let inputs = inputs.into();
         let Split { train, held } = Split::of(demos.episodes());
         let numbers = |field: &Field| field.info.row_len();
+        let made = inputs.graph.inputs().iter().filter(|&&id| !inputs.is_recorded(&inputs.graph.node(id).name));
+        let made: usize = made.map(|&id| inputs.graph.ty(id.value()).n_elements()).sum();
         let columns = demos.observations().iter().chain(demos.weights());
-        let per_step: usize = columns.map(numbers).sum();
+        let per_step = columns.map(numbers).sum::<usize>().saturating_add(made);
         // Of windows too: steps far apart do not share them. The teacher's answers
         // take as much again.
-        let actions = demos.actions().map_or(0, numbers).saturating_mul(window.unwrap_or(1));
+        let actions = demos.actions().map_or(0, numbers).saturating_mul(inputs.window.unwrap_or(1));
         let per_step = per_step.saturating_add(actions.saturating_mul(2)).max(1).saturating_mul(size_of::<f32>());
         let n_steps = train.iter().map(Range::len).sum();
-        let train = rows(demos, &spread(train, MAX_BYTES / per_step), window)?;
-        Ok(Self { train, held_out: rows(demos, &spread(held, n_held_out), window)?, n_steps })
+        let train = inputs.rows(demos, &spread(train, MAX_BYTES / per_step))?;
+        Ok(Self { train, held_out: inputs.rows(demos, &spread(held, n_held_out))?, n_steps })
     }
 }
 
-/// Columns of ascending steps.
-fn rows(demos: &Demos, steps: &[usize], window: Option<usize>) -> Result<Rows, DataError> {
+/// Recorded columns of ascending steps.
+pub(super) fn rows(demos: &Demos, steps: &[usize], window: Option<usize>) -> Result<Rows, DataError> {
     let column_at = |field: &Field, steps: &[usize]| -> Result<Column, DataError> {
         let mut data = Vec::with_capacity(steps.len() * field.info.row_len());
         let read = |reader: &mut StepReader, n: usize, out: &mut Vec<f32>| reader.next(n, out);
@@ -147,13 +166,39 @@ fn spread(episodes: &[Range<usize>], n: usize) -> Vec<usize> {
 /// The given ascending steps, in one pass over each array.
 fn read_steps(demos: &Demos, graph: &Graph, steps: &[usize]) -> Result<Vec<Sample>, DataError> {
     let mut samples: Vec<Sample> = steps.iter().map(|_| Sample::new()).collect();
-    for (field, &id) in demos.observations().iter().zip(graph.inputs()) {
-        let Some(ty) = graph.node(id).outputs.first() else { continue };
+    for (field, ty) in fields(demos, graph) {
         for (sample, tensor) in samples.iter_mut().zip(read_tensors(demos, field, ty, steps)?) {
             sample.insert(field.name.clone(), tensor);
         }
     }
     Ok(samples)
+}
+
+/// The array behind each recorded input, and the type of the input.
+pub(super) fn fields<'a>(demos: &'a Demos, graph: &'a Graph) -> Vec<(&'a Field, &'a TensorType)> {
+    let fields = demos.observations().iter();
+    fields.filter_map(|field| Some((field, graph.ty(graph.input_named(&field.name)?)))).collect()
+}
+
+/// Shows the steps of a range one after the other; reads in blocks.
+pub(super) fn read_blocks(
+    demos: &Demos,
+    fields: &[(&Field, &TensorType)],
+    steps: Range<usize>,
+    mut see: impl FnMut(Sample),
+) -> Result<(), DataError> {
+    const BLOCK: usize = 1024;
+    for start in steps.clone().step_by(BLOCK) {
+        let block: Vec<usize> = (start..steps.end.min(start + BLOCK)).collect();
+        let mut samples: Vec<Sample> = block.iter().map(|_| Sample::new()).collect();
+        for &(field, ty) in fields {
+            for (sample, tensor) in samples.iter_mut().zip(read_tensors(demos, field, ty, &block)?) {
+                sample.insert(field.name.clone(), tensor);
+            }
+        }
+        samples.into_iter().for_each(&mut see);
+    }
+    Ok(())
 }
 
 /// One array at ascending steps, in the type of an input of the model.

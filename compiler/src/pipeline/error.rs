@@ -76,6 +76,18 @@ pub enum PipelineError {
         /// Pairs of bounds.
         found: usize,
     },
+    /// A sampler that does not fit the model.
+    #[error("{what}")]
+    Sampler {
+        /// What does not fit, and what would.
+        what: String,
+    },
+    /// States that do not fit the model.
+    #[error("{what}")]
+    State {
+        /// What does not fit, and what would.
+        what: String,
+    },
     /// Chunks that do not fit the action or themselves.
     #[error("{what}")]
     Chunk {

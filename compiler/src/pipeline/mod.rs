@@ -9,12 +9,17 @@
 //! Nothing here prints or reads the clock: progress goes to an [`Observer`].
 
 mod bounds;
+mod built;
 mod control;
 mod demonstrations;
+mod deployed;
 mod error;
 mod given;
 mod head;
 mod layers;
+mod made;
+mod sampler;
+mod state;
 mod training;
 
 use std::{
@@ -28,16 +33,20 @@ use qail_ir::{
     interp::{Interpreter, Tensor},
 };
 use qail_passes::{
-    Note, NoteKind, Pass, PassContext, PassManager, PipelineOptions, Precision, Samples, default_pipeline,
+    Note, NoteKind, Pass, PassContext, PassManager, PipelineOptions, Precision, Sampler, Samples, default_pipeline,
     pipeline::given_pipeline, quant::LoweringReport,
 };
-use qail_runtime::{DeviceSpec, PortInfo, Session, TensorView, TensorViewMut};
-use qail_train::{Head, options::Method};
+use qail_runtime::{ArtifactBytes, DeviceSpec, LoadOptions, PortInfo, Session, TensorView, TensorViewMut};
+use qail_train::{Head, denoise::Denoise, options::Method};
 
+pub use built::Built;
 pub use control::ChunkChoice;
 pub use demonstrations::{Demonstrations, Sample, TrainingRows, open as open_demos};
 pub use error::PipelineError;
 pub use head::{HeadChoice, HeadKind};
+pub use made::Inputs;
+pub use sampler::SamplerChoice;
+pub use state::StateChoice;
 // What an observer hears of.
 pub use qail_ir::Graph;
 pub use qail_train::trainer::{Evaluation, StepReport};
@@ -127,18 +136,11 @@ pub struct Quantized {
     name: String,
     control_rate_hz: f64,
     control: Option<Control>,
+    /// The graph is one step of denoising, and runs in its loop.
+    sampler: Option<Sampler>,
     provenance: Provenance,
     /// Figures that training measured on the artifact.
     evaluation: BTreeMap<String, f64>,
-}
-
-/// An artifact and what it was made from.
-#[derive(Debug)]
-pub struct Built {
-    /// The file.
-    pub bytes: Vec<u8>,
-    /// The model.
-    pub quantized: Quantized,
 }
 
 /// A model and its data, read and not yet changed.
@@ -152,6 +154,9 @@ struct Opened {
     model_sha256: String,
     data_sha256: String,
     control: Option<Control>,
+    /// The model is one step of denoising.
+    sampler: Option<Sampler>,
+    denoise: Option<Denoise>,
     notes: Vec<String>,
     pass_notes: Vec<Note>,
 }
@@ -179,6 +184,9 @@ impl Opened {
 
     /// Which outputs are the action; a note if that was guessed.
     fn head(&self, options: &BuildOptions) -> Result<(Head, Option<String>), PipelineError> {
+        if let Some(sampler) = &self.sampler {
+            return Ok((Head::Deterministic { output: sampler.output.clone() }, None));
+        }
         head::resolve(&self.teacher, &options.policy.head, self.n_actions())
     }
 
@@ -200,15 +208,23 @@ impl Opened {
         let action = head::action(&head);
         let (chunk, note) = control::chunk(policy.chunk.as_ref(), &self.teacher, action, self.n_actions())?;
         let says_something = chunk.is_some() || is_named;
+        // What a control loop gets is what the sampler makes of the prediction.
+        let action = self.sampler.as_ref().map_or(action, |sampler| &sampler.action);
         Ok((says_something.then(|| Control { action: action.to_owned(), chunk }), note))
     }
 
     /// Actions in a chunk, if one action a step was recorded for it.
     fn window(&self) -> Option<usize> {
         let Control { action, chunk } = self.control.as_ref()?;
-        let output = self.teacher.outputs.iter().find(|output| output.name == *action)?;
-        let (length, n) = control::axes(&self.teacher.ty(output.value).shape).filter(|_| chunk.is_some())?;
+        let output = self.sampler.as_ref().map_or(action, |sampler| &sampler.output);
+        let output = self.teacher.output_named(output)?;
+        let (length, n) = control::axes(&self.teacher.ty(output).shape).filter(|_| chunk.is_some())?;
         (length > 1 && self.n_actions() == Some(n)).then_some(length)
+    }
+
+    /// How the inputs come from the data.
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs { graph: &self.teacher, denoise: self.denoise.as_ref(), window: self.window() }
     }
 
     fn samples(&self) -> Option<&dyn Samples> {
@@ -216,9 +232,13 @@ impl Opened {
     }
 }
 
-fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
-    let imported = frontend::import(model, &options.import)?;
-    let teacher = imported.graph;
+fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Opened, PipelineError> {
+    let imported = frontend::import_with(model, &options.import, &mut |done, all| {
+        let [done, all] = [done, all].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+        observer.progress("read", done, all);
+    })?;
+    let mut teacher = imported.graph;
+    let state_note = state::declare(&mut teacher, options.policy.states.as_ref())?;
     let is_quantized = given::accepted(&teacher, options)?;
     if options.passes.precision.needs_data() && options.demos.is_none() && !is_quantized {
         return Err(PipelineError::NeedsData { precision: options.passes.precision });
@@ -232,15 +252,28 @@ fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
         model_sha256: imported.sha256,
         data_sha256: String::new(),
         control: None,
+        sampler: None,
+        denoise: None,
         notes: imported.notes,
         pass_notes: Vec::new(),
     };
+    opened.notes.extend(state_note);
+    if let Some(choice) = &options.policy.sampler {
+        let (sampler, note) = choice.resolve(&opened.teacher)?;
+        let denoise = Denoise::new(&sampler, options.seed);
+        opened.denoise = Some(denoise.map_err(|error| PipelineError::Sampler { what: error.to_string() })?);
+        opened.sampler = Some(sampler);
+        opened.notes.extend(note);
+        if !options.policy.bounds.is_empty() {
+            let what = "bounds of [actions] cannot go with [sampler]: its `clip` bounds the action";
+            return Err(PipelineError::Sampler { what: what.to_owned() });
+        }
+    }
     if let Some(path) = &options.demos {
-        let demos = demonstrations::open(path, &opened.teacher, &options.map)?;
-        let read = Demonstrations::read(&demos, &opened.teacher, options.n_calibration, N_HELD_OUT)?;
+        let inputs = Inputs { graph: &opened.teacher, denoise: opened.denoise.as_ref(), window: None };
+        opened.demos = Some(demonstrations::open(path, inputs, &options.map)?);
         let failed = |source| PipelineError::Read { path: path.clone(), source };
         opened.data_sha256 = sha256_of(path).map_err(failed)?;
-        (opened.demos, opened.demonstrations) = (Some(demos), Some(read));
     }
     if !options.policy.bounds.is_empty() {
         let (head, _) = opened.head(options)?;
@@ -249,6 +282,14 @@ fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
     let (control, note) = opened.control(options)?;
     opened.control = control;
     opened.notes.extend(note);
+    if let Some(demos) = &opened.demos {
+        let has_actions = demos.actions().is_some();
+        if opened.denoise.is_some() && !has_actions {
+            let what = "a sampler needs recorded actions: the noise that it takes away is added to them";
+            return Err(PipelineError::Sampler { what: what.to_owned() });
+        }
+        opened.demonstrations = Some(Demonstrations::read(demos, opened.inputs(), options.n_calibration, N_HELD_OUT)?);
+    }
     Ok(opened)
 }
 
@@ -259,14 +300,14 @@ fn open(model: &Path, options: &BuildOptions) -> Result<Opened, PipelineError> {
 /// Everything that is wrong with the model or the data, integer precisions
 /// without data, and training that fails.
 pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Quantized, PipelineError> {
-    let mut opened = open(model, options)?;
+    let mut opened = open(model, options, observer)?;
     observer.after_pass("import", &opened.teacher);
     let method = opened.method(options)?;
     if let (Some(training), true) = (&options.training, method.trains()) {
         let checkpoint = training::trained(&mut opened, training, method, options, observer)?;
-        let Opened { teacher, demonstrations, notes, pass_notes, .. } = opened;
+        let Opened { teacher, demonstrations, sampler, notes, pass_notes, .. } = opened;
         let quantized = training::quantized(&checkpoint, notes, pass_notes, observer)?;
-        return Ok(Quantized { teacher: Some(teacher), demonstrations, ..quantized });
+        return Ok(Quantized { teacher: Some(teacher), demonstrations, sampler, ..quantized });
     }
     let passes = if opened.is_quantized { given_pipeline() } else { default_pipeline(&options.passes) };
     let passed = run_passes(&opened.teacher, opened.samples(), passes, options.seed, observer)?;
@@ -300,6 +341,7 @@ pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observe
         name: opened.name,
         control_rate_hz: options.policy.control_rate_hz.unwrap_or(0.0),
         control: opened.control,
+        sampler: opened.sampler,
         provenance,
         evaluation: BTreeMap::new(),
     })
@@ -393,20 +435,36 @@ fn random_sample(graph: &Graph, seed: u64) -> Result<Sample, PipelineError> {
 }
 
 /// Compiles a model: [`quantize`], then kernels, then the file, whose error
-/// against the teacher is measured on held-out episodes by running it.
+/// against the teacher is measured on held-out episodes by running it. The file
+/// is among the temporary ones until it is [put into its place](Built::persist).
 ///
 /// # Errors
-/// As [`quantize`], and graphs that have no plan.
+/// As [`quantize`], graphs that have no plan, and a file that cannot be written.
 pub fn compile(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
-    build(quantize(model, options, observer)?, observer)
+    build(quantize(model, options, observer)?, None, observer)
 }
 
-/// Compiles a checkpoint, as [`compile`] does behind training. With `chunk` its
-/// actions are given out in another way.
+/// As [`compile`], with a file that grows beside `target`.
 ///
 /// # Errors
-/// As [`quantize_checkpoint`], and graphs that have no plan.
+/// As [`compile`].
+pub fn compile_beside(
+    target: &Path,
+    model: &Path,
+    options: &BuildOptions,
+    observer: &mut dyn Observer,
+) -> Result<Built, PipelineError> {
+    build(quantize(model, options, observer)?, Some(target), observer)
+}
+
+/// Compiles a checkpoint, as [`compile_beside`] does behind training. With `chunk`
+/// its actions are given out in another way.
+///
+/// # Errors
+/// As [`quantize_checkpoint`], graphs that have no plan, and a file that cannot
+/// be written.
 pub fn compile_checkpoint(
+    target: &Path,
     path: &Path,
     chunk: Option<&ChunkChoice>,
     observer: &mut dyn Observer,
@@ -415,11 +473,13 @@ pub fn compile_checkpoint(
     if let Some(chunk) = chunk {
         quantized.control = Some(control::changed(quantized.control.as_ref(), chunk)?);
     }
-    build(quantized, observer)
+    build(quantized, Some(target), observer)
 }
 
-fn build(quantized: Quantized, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
-    let mut plan = plan_of(&quantized.graph)?;
+fn build(quantized: Quantized, target: Option<&Path>, observer: &mut dyn Observer) -> Result<Built, PipelineError> {
+    let sampler = quantized.sampler.as_ref();
+    let graph = deployed::deployed(&quantized.graph, sampler)?;
+    let mut plan = plan_of(&graph, sampler, quantized.provenance.seed)?;
     let manifest = &mut plan.manifest;
     manifest.name = quantized.name.clone();
     manifest.precision = quantized.precision.clone();
@@ -428,33 +488,40 @@ fn build(quantized: Quantized, observer: &mut dyn Observer) -> Result<Built, Pip
     manifest.evaluation = quantized.evaluation.clone();
     manifest.control_rate_hz = quantized.control_rate_hz;
     control::store(quantized.control.as_ref(), manifest);
+    let mut growing = built::Growing::new(&plan, target, observer)?;
     let held_out = quantized.demonstrations.as_ref().map(|d| d.held_out.as_slice()).unwrap_or_default();
     // What was trained was measured when training ended.
     if let (Some(teacher), false, true) = (&quantized.teacher, held_out.is_empty(), quantized.evaluation.is_empty()) {
-        let bytes = plan.to_file()?;
-        for error in compare(teacher, &bytes, held_out, observer)? {
+        let bytes = growing.seal(plan.manifest.clone())?;
+        let teacher = deployed::deployed(teacher, sampler)?;
+        let held_out = deployed::judged(&teacher, held_out, sampler, quantized.provenance.seed);
+        for error in compare(&teacher, bytes, &held_out, observer)? {
             plan.manifest.evaluation.extend(error.figures());
         }
     }
-    Ok(Built { bytes: plan.to_file()?, quantized })
+    growing.finish(plan.manifest, quantized)
 }
 
-fn plan_of(graph: &Graph) -> Result<qail_codegen::Plan, PipelineError> {
-    Ok(qail_codegen::build(graph, &qail_codegen::BuildOptions::default())?)
+fn plan_of(graph: &Graph, sampler: Option<&Sampler>, seed: u64) -> Result<qail_codegen::Plan, PipelineError> {
+    let noise = sampler.into_iter().flat_map(deployed::noise).collect();
+    Ok(qail_codegen::build(graph, &qail_codegen::BuildOptions { noise, seed, ..Default::default() })?)
 }
 
 /// Runs the artifact and the teacher on the same steps.
 fn compare(
     teacher: &Graph,
-    bytes: &[u8],
+    bytes: impl Into<ArtifactBytes>,
     samples: &[Sample],
     observer: &mut dyn Observer,
 ) -> Result<Vec<OutputError>, PipelineError> {
+    let no_room = || PipelineError::internal("an input or output holds codes");
     let judge = Interpreter::new(teacher)?;
-    let mut session = Session::load(bytes, DeviceSpec::Cpu(None))?;
+    let given_noise = LoadOptions { given_noise: true, ..LoadOptions::default() };
+    let mut session = Session::load_with(bytes, DeviceSpec::Cpu(None), &given_noise)?;
+    let states: Vec<String> = session.states().iter().map(|state| state.name.clone()).collect();
+    let mut kept = session.states().iter().map(Elements::zeros).collect::<Option<Vec<_>>>().ok_or_else(no_room)?;
     let names: Vec<String> = session.outputs().iter().map(|port| port.name.clone()).collect();
     let rooms = |ports: &[PortInfo]| -> Option<Vec<Elements>> { ports.iter().map(Elements::zeros).collect() };
-    let no_room = || PipelineError::internal("an input or output holds codes");
     let (mut given, mut found) = rooms(session.inputs()).zip(rooms(session.outputs())).ok_or_else(no_room)?;
     let mut errors = vec![ActionError::new(); names.len()];
     for (i, sample) in samples.iter().enumerate() {
@@ -465,6 +532,14 @@ fn compare(
             if !given.set(tensor) {
                 return Err(PipelineError::internal("a sample has another type than its input"));
             }
+        }
+        // Both begin the step with what the full-precision policy remembers.
+        for (name, kept) in states.iter().zip(&mut kept) {
+            let tensor = sample.get(name).ok_or_else(|| PipelineError::internal("a state has no sample"))?;
+            if !kept.set(tensor) {
+                return Err(PipelineError::internal("a sample has another type than its state"));
+            }
+            session.write_state(name, kept.view())?;
         }
         let inputs: Vec<TensorView<'_>> = given.iter().map(Elements::view).collect();
         let mut outputs: Vec<TensorViewMut<'_>> = found.iter_mut().map(Elements::view_mut).collect();
@@ -501,6 +576,10 @@ fn flags(options: &BuildOptions, is_quantized: bool, control: Option<&Control>) 
     flags.extend(options.import.outputs.iter().flatten().map(|name| format!("output={name}")));
     flags.extend(options.map.inputs.iter().map(|(input, key)| format!("map:{input}={key}")));
     flags.extend(options.policy.bounds.iter().map(|(low, high)| format!("bounds={low:?}..{high:?}")));
+    flags.extend(
+        options.policy.sampler.iter().flat_map(SamplerChoice::to_facts).map(|(key, value)| format!("{key}={value}")),
+    );
+    flags.extend(options.policy.states.iter().map(|states| format!("state={states}")));
     flags.extend(options.policy.control_rate_hz.map(|rate| format!("control-rate-hz={rate:?}")));
     // How its actions are given out is part of the artifact, and changes no number.
     flags.extend(control.and_then(|control| control.chunk).map(|chunk| format!("chunk-length={}", chunk.length)));

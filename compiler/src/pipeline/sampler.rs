@@ -69,11 +69,8 @@ impl SamplerChoice {
         ];
         let spacings =
             [("leading", Spacing::Leading), ("trailing", Spacing::Trailing), ("linspace", Spacing::Linspace)];
-        let predictions = [
-            ("epsilon", Prediction::Epsilon),
-            ("sample", Prediction::Sample),
-            ("v_prediction", Prediction::Velocity),
-        ];
+        let predictions =
+            [("epsilon", Prediction::Epsilon), ("sample", Prediction::Sample), ("v_prediction", Prediction::Velocity)];
         let clip = self.number("clip", 1.0);
         if !(clip.is_finite() && clip >= 0.0) {
             return Err(refused(format!("`clip` of the sampler is {clip}, must be a number above 0, or 0 for none")));

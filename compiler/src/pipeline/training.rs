@@ -22,8 +22,10 @@ use qail_train::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    BuildOptions, Demonstrations, Observer, Opened, PipelineError, Quantized, TrainingRows, compare, control, flags,
-    head, plan_of, run_passes,
+    BuildOptions, Demonstrations, Observer, Opened, PipelineError, Quantized, SamplerChoice, TrainingRows, compare,
+    control,
+    deployed::{deployed, judged},
+    flags, head, plan_of, run_passes,
 };
 use crate::files::{hex, write_atomic};
 
@@ -122,7 +124,7 @@ pub struct Trained {
 /// # Errors
 /// Everything that is wrong with the model or the data, and training that fails.
 pub fn train(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Trained, PipelineError> {
-    let mut opened = super::open(model, options)?;
+    let mut opened = super::open(model, options, observer)?;
     if opened.is_quantized {
         return Err(PipelineError::AlreadyQuantized { asked: "training".to_owned() });
     }
@@ -171,7 +173,7 @@ pub(super) fn trained(
     if let Some(resumed) = &resumed {
         same_run(resumed, &facts)?;
     }
-    let rows = TrainingRows::read(demos, super::N_HELD_OUT, opened.window())?;
+    let rows = TrainingRows::read(demos, opened.inputs(), super::N_HELD_OUT)?;
     let n_train = rows.train.n_rows();
     if n_train < rows.n_steps {
         let n = rows.n_steps;
@@ -186,7 +188,7 @@ pub(super) fn trained(
         head,
         train,
         held_out,
-        denoise: None,
+        denoise: opened.denoise.clone(),
         samples: demonstrations.get(..N_UNIT_SAMPLES.min(demonstrations.len())).unwrap_or_default(),
         options: train_options.clone(),
         threads: training.threads,
@@ -248,8 +250,11 @@ fn evaluate(
     if held_out.is_empty() {
         return Ok(());
     }
-    let bytes = plan_of(&built.graph)?.to_file()?;
-    for error in compare(&opened.teacher, &bytes, held_out, observer)? {
+    let sampler = opened.sampler.as_ref();
+    let bytes = plan_of(&*deployed(&built.graph, sampler)?, sampler, options.seed)?.to_file()?;
+    let teacher = deployed(&opened.teacher, sampler)?;
+    let held_out = judged(&teacher, held_out, sampler, options.seed);
+    for error in compare(&teacher, bytes, &held_out, observer)? {
         for (figure, value) in error.figures() {
             checkpoint.facts.insert(format!("{EVALUATION}{figure}"), format!("{value:?}"));
         }
@@ -296,6 +301,8 @@ pub(super) fn quantized(
     let passes = PipelineOptions { edge_bits, trains: true, ..PipelineOptions::new(precision) };
     let passed = finished(checkpoint, passes, observer)?;
     pass_notes.extend(passed.notes);
+    let sampler =
+        SamplerChoice::from_facts(&checkpoint.facts).map(|choice| choice.resolve(&passed.graph)).transpose()?;
     let evaluation = evaluation(checkpoint)?;
     let control = control::of_facts(&checkpoint.facts)?;
     let flags = checkpoint.facts.iter().filter(|(name, _)| name.starts_with(FLAG)).map(|(_, flag)| flag.clone());
@@ -311,6 +318,7 @@ pub(super) fn quantized(
     };
     Ok(Quantized {
         teacher: None,
+        sampler: sampler.map(|(sampler, _)| sampler),
         graph: passed.graph,
         lowering: passed.lowering,
         notes,
@@ -364,6 +372,7 @@ fn facts(
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
     .chain(control::to_facts(opened.control.as_ref()))
+    .chain(options.policy.sampler.iter().flat_map(SamplerChoice::to_facts))
     .chain(numbered)
     // Names of the model are the user's; a fact is one line.
     .map(|(name, value)| (name, value.replace(['\n', '\r'], " ")))

@@ -8,6 +8,7 @@ pub(crate) mod linalg;
 pub mod region;
 mod report;
 mod search;
+pub(crate) mod steps;
 mod weights;
 mod work;
 
@@ -40,6 +41,7 @@ pub fn is_placeholder(constant: &Constant) -> bool {
 }
 
 /// `clamp(rne(x / step) + zero_point, lo, hi)` in `f64`; NaN becomes the zero point.
+#[inline]
 pub fn code(x: f64, step: f64, zero_point: i32, lo: i32, hi: i32) -> i32 {
     let code = (x / step).round_ties_even() + f64::from(zero_point);
     if code.is_nan() { zero_point.clamp(lo, hi) } else { code.clamp(f64::from(lo), f64::from(hi)) as i32 }

@@ -24,6 +24,7 @@ const BIAS_CODE_MAX: f64 = (1u64 << 28) as f64;
 const BIAS_ALONE_CODE: f64 = (1u64 << 20) as f64;
 
 /// The code of a weight: `clamp(rne(w / step), lo, hi)`, in `f64`.
+#[inline]
 pub fn weight_code(w: f64, step: f32, lo: i32, hi: i32) -> i32 {
     super::code(w, f64::from(step), 0, lo, hi)
 }
@@ -44,6 +45,16 @@ pub(crate) fn channel_steps_weighed(
     let columns: Vec<Vec<f64>> =
         (0..n).map(|column| w.iter().skip(column).step_by(n.max(1)).copied().collect()).collect();
     let found: Vec<f64> = columns.iter().map(|column| column_step(column, 0, hi, importance)).collect();
+    steps_of_channels(&found, bias)
+}
+
+/// The steps of a group of rows, from what was [found](column_step) for each
+/// column of it.
+pub(super) fn finish_steps(found: &[f64]) -> Vec<f32> {
+    steps_of_channels(found, None)
+}
+
+fn steps_of_channels(found: &[f64], bias: Option<(&[f64], f64)>) -> Vec<f32> {
     let largest = found.iter().fold(0.0f64, |a, &b| a.max(b));
     let of_channel = |(channel, &step): (usize, &f64)| {
         let bias = bias.and_then(|(b, s_in)| Some(b.get(channel)?.abs() / s_in)).unwrap_or(0.0);

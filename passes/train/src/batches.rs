@@ -176,6 +176,8 @@ pub(crate) enum Purpose {
     Denoise = 4,
     /// The same for rows that are judged on.
     JudgeDenoise = 5,
+    /// The noise that a sampler begins with.
+    Prior = 6,
 }
 
 /// The generator of (seed, purpose, counter).

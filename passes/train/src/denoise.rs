@@ -28,6 +28,12 @@ pub struct Denoise {
     seed: u64,
 }
 
+/// Standard normal numbers of a seed and a draw.
+pub fn standard_normal(seed: u64, draw: u64, n: usize) -> Vec<f32> {
+    let mut generator = generator(seed, Purpose::Prior, draw);
+    (0..n).map(|_| normal(&mut generator)).collect()
+}
+
 #[derive(Clone, Debug, PartialEq)]
 enum Process {
     Diffusion { alpha_bars: Vec<f64>, prediction: Prediction },

@@ -73,6 +73,9 @@ pub enum WriteError {
         /// Largest size accepted.
         limit: usize,
     },
+    /// The file cannot be written.
+    #[error("the file cannot be written")]
+    Io(#[from] std::io::Error),
     /// The finished file does not pass its own reader.
     #[error("the file would be refused by its reader")]
     Refused(#[source] ArtifactError),

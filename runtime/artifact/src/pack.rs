@@ -133,19 +133,54 @@ pub fn code_at(layout: Layout, packed: &[u8], n_rows: usize, k: usize, n: usize)
 pub fn pack_codes(layout: Layout, codes: &[i8], k: usize, n: usize) -> Result<Vec<u8>, PackError> {
     let mut out = vec![0; code_bytes(layout, k, n)?];
     check_length(k, n, k.checked_mul(n), codes.len())?;
-    for (row, values) in codes.chunks_exact(n.max(1)).enumerate() {
-        for (col, &code) in values.iter().enumerate() {
-            if layout == Layout::W4Tile8x32 && !(-8..8).contains(&code) {
-                return Err(PackError::Code { code, k: row, n: col });
-            }
-            let Some((byte, shift)) = position(layout, k, row, col) else { continue };
-            let bits = if layout == Layout::W4Tile8x32 { (code as u8 & 0x0F) << shift } else { code as u8 };
-            if let Some(byte) = out.get_mut(byte) {
-                *byte |= bits;
+    pack_rows(layout, codes, 0, [k, n], &mut out)?;
+    Ok(out)
+}
+
+/// Packs whole rows of a matrix, row-major codes from row `first_row` on, into
+/// what [`pack_codes`] gives for all `k` rows: `out` holds zeros there. Since a
+/// tile is one run, packed columns can be put behind each other, 8 at a time.
+///
+/// # Errors
+///
+/// As [`pack_codes`], and rows beyond the last one.
+pub fn pack_rows(
+    layout: Layout,
+    codes: &[i8],
+    first_row: usize,
+    [k, n]: [usize; 2],
+    out: &mut [u8],
+) -> Result<(), PackError> {
+    let expected = code_bytes(layout, k, n)?;
+    check_length(k, n, Some(expected), out.len())?;
+    let end = first_row.checked_add(codes.len() / n.max(1));
+    if !codes.len().is_multiple_of(n.max(1)) || end.is_none_or(|end| end > k) {
+        return Err(PackError::Length {
+            k,
+            n,
+            expected: k.saturating_sub(first_row).saturating_mul(n),
+            found: codes.len(),
+        });
+    }
+    let nibbles = layout == Layout::W4Tile8x32;
+    let tile_bytes = packed_len(layout, k, TILE_N).ok_or(PackError::TooLarge { k, n })?;
+    for (row, values) in (first_row..).zip(codes.chunks_exact(n.max(1))) {
+        // A column is a block further in its tile, and a tile is a run.
+        let (first, shift) = position(layout, k, row, 0).ok_or(PackError::TooLarge { k, n })?;
+        for (tile, values) in values.chunks(TILE_N).enumerate() {
+            let tile_start = first + tile * tile_bytes;
+            for (col, &code) in values.iter().enumerate() {
+                if nibbles && !(-8..8).contains(&code) {
+                    return Err(PackError::Code { code, k: row, n: tile * TILE_N + col });
+                }
+                let bits = if nibbles { (code as u8 & 0x0F) << shift } else { code as u8 };
+                if let Some(byte) = out.get_mut(tile_start + col * BLOCK_BYTES) {
+                    *byte |= bits;
+                }
             }
         }
     }
-    Ok(out)
+    Ok(())
 }
 
 /// The row-major codes `[K][N]` of a packed matrix: the inverse of [`pack_codes`].
@@ -234,6 +269,23 @@ mod tests {
         }
 
         #[test]
+        fn parts_are_packed_into_the_whole((k, n, codes) in matrix(-8, 7), row in 0usize..80, tile in 0usize..3) {
+            for layout in [Layout::W4Tile8x32, Layout::W8Tile8x16] {
+                let (row, left) = (row.min(k), (tile * TILE_N).min(n / TILE_N * TILE_N));
+                let mut parts = Vec::new();
+                for (from, to) in [(0, left), (left, n)].into_iter().filter(|(from, to)| from < to) {
+                    let columns: Vec<i8> = codes.chunks(n).flat_map(|row| row[from..to].to_vec()).collect();
+                    let mut out = vec![0; packed_len(layout, k, to - from).unwrap()];
+                    let (upper, lower) = columns.split_at(row * (to - from));
+                    pack_rows(layout, lower, row, [k, to - from], &mut out).unwrap();
+                    pack_rows(layout, upper, 0, [k, to - from], &mut out).unwrap();
+                    parts.extend(out);
+                }
+                prop_assert_eq!(parts, pack_codes(layout, &codes, k, n).unwrap());
+            }
+        }
+
+        #[test]
         fn padding_is_zero((k, n, codes) in matrix(-8, 7)) {
             for layout in [Layout::W4Tile8x32, Layout::W8Tile8x16] {
                 let packed = pack_codes(layout, &codes, k, n).unwrap();
@@ -290,6 +342,8 @@ mod tests {
     fn wrong_lengths_are_refused() {
         assert!(pack_codes(Layout::W8Tile8x16, &[0; 5], 2, 3).is_err());
         assert!(unpack_codes(Layout::W8Tile8x16, &[0; 5], 2, 3).is_err());
+        assert!(pack_rows(Layout::W8Tile8x16, &[0; 6], 1, [2, 3], &mut [0; 256]).is_err());
+        assert!(pack_rows(Layout::W8Tile8x16, &[0; 3], 1, [2, 3], &mut [0; 255]).is_err());
         assert!(pack_codes(Layout::I8, &[0; 6], 2, 3).is_err());
         assert_eq!(packed_len(Layout::W8Tile8x16, usize::MAX, 8), None);
     }

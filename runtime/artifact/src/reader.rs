@@ -27,6 +27,20 @@ impl<'a> Artifact<'a> {
     ///
     /// [`ArtifactError`], which names the damaged or contradictory part.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ArtifactError> {
+        Self::parse_with(bytes, &mut |range| bytes.get(range).map(sha256))
+    }
+
+    /// As [`Artifact::parse`], for a mapped file that is larger than memory:
+    /// `digest` gives the SHA-256 of some bytes of it, and can read them without
+    /// making them part of this process; nothing if they cannot be read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Artifact::parse`].
+    pub fn parse_with(
+        bytes: &'a [u8],
+        digest: &mut dyn FnMut(Range<usize>) -> Option<[u8; 32]>,
+    ) -> Result<Self, ArtifactError> {
         let header = Header::decode(bytes)?;
         // The header has checked that both lie in the file.
         let manifest_offset = usize::try_from(header.manifest_offset)
@@ -44,7 +58,7 @@ impl<'a> Artifact<'a> {
         if !unknown.is_empty() {
             return Err(ArtifactError::Features(unknown));
         }
-        let ranges = section_ranges(bytes, &manifest, manifest_offset)?;
+        let ranges = section_ranges(bytes, &manifest, manifest_offset, digest)?;
         let artifact = Self { bytes, manifest, ranges };
         validate::check(&artifact)?;
         Ok(artifact)
@@ -78,6 +92,7 @@ fn section_ranges(
     bytes: &[u8],
     manifest: &Manifest,
     manifest_offset: usize,
+    digest: &mut dyn FnMut(Range<usize>) -> Option<[u8; 32]>,
 ) -> Result<Vec<Range<usize>>, ArtifactError> {
     let mut ranges = Vec::with_capacity(manifest.sections.len());
     let mut names = std::collections::BTreeSet::new();
@@ -96,8 +111,7 @@ fn section_ranges(
             .and_then(|len| start.checked_add(len))
             .filter(|&end| end <= manifest_offset)
             .ok_or_else(|| ArtifactError::invalid(item(), format!("{} bytes do not fit", section.len)))?;
-        let contents = bytes.get(start..end).unwrap_or_default();
-        if section.sha256 != sha256(contents) {
+        if digest(start..end).is_none_or(|sha256| section.sha256 != sha256) {
             return Err(ArtifactError::Checksum(item()));
         }
         ranges.push(start..end);

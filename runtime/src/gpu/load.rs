@@ -25,7 +25,7 @@ pub(super) fn load(adapter: &wgpu::Adapter, cx: &DeviceContext<'_>) -> Result<Gp
         label: Some("qail"),
         // Kernels are written for these limits and need no feature.
         required_features: wgpu::Features::empty(),
-        required_limits: wgpu::Limits::default(),
+        required_limits: limits(&adapter.limits(), largest_section(cx)),
         ..wgpu::DeviceDescriptor::default()
     };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
@@ -43,6 +43,32 @@ pub(super) fn load(adapter: &wgpu::Adapter, cx: &DeviceContext<'_>) -> Result<Gp
         exec.warm_up(cx.plan, segment).map_err(|reason| RuntimeError::NoDevice { device: name.clone(), reason })?;
     }
     Ok(exec)
+}
+
+/// Bytes of the largest section that a kernel may read.
+fn largest_section(cx: &DeviceContext<'_>) -> u64 {
+    cx.artifact.manifest().sections.iter().map(|section| section.len).max().unwrap_or(0)
+}
+
+/// The default limits, and larger buffers if a section asks for them, as far as
+/// the adapter has them.
+fn limits(adapter: &wgpu::Limits, largest_section: u64) -> wgpu::Limits {
+    let default = wgpu::Limits::default();
+    let raised = |default: u64, adapter: u64| largest_section.next_multiple_of(COPY_ALIGN).min(adapter).max(default);
+    wgpu::Limits {
+        max_buffer_size: raised(default.max_buffer_size, adapter.max_buffer_size),
+        max_storage_buffer_binding_size: raised(
+            default.max_storage_buffer_binding_size,
+            adapter.max_storage_buffer_binding_size,
+        ),
+        ..default
+    }
+}
+
+/// Says why a kernel cannot read a section of `size` bytes, if it cannot.
+fn fits(limits: &wgpu::Limits, size: u64) -> Result<(), String> {
+    let most = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
+    if size > most { Err(format!("has {size} bytes, and a kernel here reads at most {most} at once")) } else { Ok(()) }
 }
 
 struct Loader<'a> {
@@ -114,6 +140,12 @@ impl Loader<'_> {
 
     fn upload(&self, index: u32, bytes: &[u8]) -> Result<wgpu::Buffer, RuntimeError> {
         let size = (bytes.len() as u64).max(COPY_ALIGN).next_multiple_of(COPY_ALIGN);
+        if let Err(reason) = fits(&self.device.limits(), size) {
+            let section = self.cx.artifact.manifest().sections.get(index as usize);
+            let name = section.map_or("", |section| section.name.as_str());
+            let reason = format!("section `{name}` {reason}; use device `cpu`");
+            return Err(RuntimeError::NoDevice { device: self.name.to_owned(), reason });
+        }
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(&format!("section {index}")),
             size,
@@ -301,4 +333,27 @@ fn bind(
         entries.push(wgpu::BindGroupEntry { binding: number, resource: wgpu::BindingResource::Buffer(resource) });
     }
     Ok(device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn larger_sections_ask_for_larger_buffers_as_far_as_there_are() {
+        let default = wgpu::Limits::default();
+        let adapter = wgpu::Limits {
+            max_buffer_size: 1 << 30,
+            max_storage_buffer_binding_size: 512 << 20,
+            ..wgpu::Limits::default()
+        };
+        assert_eq!(limits(&adapter, 1000), default);
+        let wide = limits(&adapter, (300 << 20) + 1);
+        assert_eq!((wide.max_buffer_size, wide.max_storage_buffer_binding_size), ((300 << 20) + 4, (300 << 20) + 4));
+        assert!(fits(&wide, 300 << 20).is_ok());
+        let all = limits(&adapter, 600 << 20);
+        assert_eq!((all.max_buffer_size, all.max_storage_buffer_binding_size), (600 << 20, 512 << 20));
+        let reason = fits(&all, 600 << 20).unwrap_err();
+        assert_eq!(reason, "has 629145600 bytes, and a kernel here reads at most 536870912 at once");
+    }
 }

@@ -275,6 +275,17 @@ impl Builder {
                     return Ok(moved);
                 }
             }
+            (Op::Transpose(Transpose { perm }), Some(constants))
+                if *perm == [1, 0] && ty.is_f32() && ty.n_elements() > MAX_COPIED_BYTES / 4 =>
+            {
+                // What is turned has the extents of the result the other way around.
+                if let (Some(constant), &[columns, rows]) = (constants.into_iter().next(), &ty.shape[..]) {
+                    let quant = self.moved_quant(&op, operands, &ty);
+                    let turned = self.known(name, transposed(constant, rows, columns, 1.0), origin.clone());
+                    self.set_quant(turned, quant);
+                    return Ok(turned);
+                }
+            }
             (_, Some(constants)) => {
                 let affordable = self.budget.take_work(work) && self.budget.take_bytes(&ty) && fold::is_small(&op, &ty);
                 if let Some(constant) = if affordable { fold::evaluate(&op, &constants) } else { None } {

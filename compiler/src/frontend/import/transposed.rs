@@ -1,9 +1,9 @@
 //! A large weight matrix, transposed and scaled when it is read: the original
-//! stays in the mapped file.
+//! stays in the file.
 
 use std::{fmt, io, sync::Arc};
 
-use qail_ir::{ConstData, ConstSource, Constant, TensorType};
+use qail_ir::{Block, ConstData, ConstSource, Constant, TensorType};
 
 /// `scale * inner^T`, element by element in `f32`.
 #[derive(Debug)]
@@ -46,6 +46,21 @@ impl ConstSource for Transposed {
         }
         Ok(())
     }
+
+    fn read_block(&self, block: &Block, out: &mut [u8]) -> io::Result<()> {
+        let (rows, columns) = (block.rows.clone(), block.columns.clone());
+        let n_columns = columns.len();
+        let (first_row, n_rows) = (rows.start, rows.len());
+        let elements = self.inner.read_block_f32(columns, first_row..first_row.saturating_add(n_rows));
+        let elements = elements.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let (words, _) = out.as_chunks_mut::<4>();
+        for (n, run) in elements.chunks_exact(n_rows.max(1)).enumerate() {
+            for (to, x) in words.iter_mut().skip(n).step_by(n_columns.max(1)).zip(run) {
+                *to = (x * self.scale).to_le_bytes();
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -63,5 +78,7 @@ mod tests {
                 assert_eq!(turned.read_f32(start..end).unwrap(), whole[start..end]);
             }
         }
+        assert_eq!(turned.read_block_f32(0..3, 0..2).unwrap(), whole);
+        assert_eq!(turned.read_block_f32(1..3, 1..2).unwrap(), [10.0, 12.0]);
     }
 }

@@ -16,7 +16,10 @@ use super::{
     parameters::known,
     weight,
 };
-use crate::frontend::{dims::MAX_VALUE_ELEMENTS, tensor::Packed};
+use crate::frontend::{
+    dims::MAX_VALUE_ELEMENTS,
+    tensor::{Packed, Stored},
+};
 
 /// Attributes, checked.
 struct Layout {
@@ -87,7 +90,8 @@ impl ConstSource for Rows {
             let (from, to) = (first / per_byte, (first + n).div_ceil(per_byte));
             let bytes = self.bytes.read_bytes(from..to).map_err(|e| error(e.to_string()))?;
             let n_codes = bytes.len() * per_byte;
-            let packed = Packed { bytes: Bytes::from(bytes), scheme: QuantScheme::unsigned(self.bits), n: n_codes };
+            let stored = Stored::Mapped(Bytes::from(bytes));
+            let packed = Packed { stored, scheme: QuantScheme::unsigned(self.bits), n: n_codes };
             let (head, rest) = std::mem::take(&mut out).split_at_mut(n);
             packed.read((first - from * per_byte) as u64, head)?;
             (out, i) = (rest, i + n);

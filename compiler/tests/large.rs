@@ -1,0 +1,214 @@
+//! Models that are larger than memory: weights stay in their file, are quantized
+//! block by block, and leave for the artifact part by part.
+//!
+//! What a compilation takes is asked of the kernel: the largest resident set of
+//! the process (`VmHWM`), mapped pages included; where there is no such number,
+//! only the artifact is checked. `QAILC_DECODER_LAYERS` asks for a decoder of the
+//! shape of LLaMA-7B with so many of its 32 layers, which the slow suite makes
+//! with `fixtures/scripts/make_decoder.py` (4 layers are 2.1 GB).
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use prost::Message;
+use qail_artifact::Artifact;
+use qailc::frontend::proto::{
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, ValueInfoProto,
+    data_type,
+};
+
+/// Where the weights of a chain of layers lie, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stored {
+    /// In a file beside the model, `[in, out]`.
+    Beside,
+    /// The same, `[out, in]` and turned by the model.
+    BesideTurned,
+    /// Inside of the model, as numbers that are copied when it is read.
+    Inside,
+}
+
+/// Seeded weights as halves; a few in a thousand are large.
+fn weights(seed: u64, k: usize, n: usize) -> impl Iterator<Item = u16> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..k * n).map(move |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        // Sign and fraction at random, exponents from 2^-8 to 2^-5, rarely 2^-3.
+        let exponent = if state.is_multiple_of(500) { 12 } else { 7 + (state >> 40 & 3) };
+        (state & 0x83ff) as u16 | (exponent as u16) << 10
+    })
+}
+
+/// Writes `model.onnx` with products of `x` and the weights in turn, and returns
+/// the number of weights.
+fn write_chain(folder: &Path, widths: &[usize], stored: Stored) -> usize {
+    let mut graph = GraphProto { name: "chain".to_owned(), ..GraphProto::default() };
+    let mut data = BufWriter::new(File::create(folder.join("weights.bin")).unwrap());
+    let (mut offset, mut x) = (0usize, "x".to_owned());
+    for (i, pair) in widths.windows(2).enumerate() {
+        let (k, n) = (pair[0], pair[1]);
+        let dims = if stored == Stored::BesideTurned { [n as i64, k as i64] } else { [k as i64, n as i64] };
+        let name = format!("w{i}");
+        let mut tensor = TensorProto { name: name.clone(), dims: dims.to_vec(), ..TensorProto::default() };
+        tensor.data_type = data_type::FLOAT16;
+        match stored {
+            Stored::Inside => tensor.int32_data = weights(i as u64, k, n).map(i32::from).collect(),
+            Stored::Beside => {
+                weights(i as u64, k, n).for_each(|half| data.write_all(&half.to_le_bytes()).unwrap());
+            }
+            Stored::BesideTurned => {
+                let halves: Vec<u16> = weights(i as u64, k, n).collect();
+                let turned = (0..n).flat_map(|column| halves.iter().skip(column).step_by(n));
+                turned.for_each(|half| data.write_all(&half.to_le_bytes()).unwrap());
+            }
+        }
+        if stored != Stored::Inside {
+            tensor.data_location = 1;
+            let place = [("location", "weights.bin".to_owned()), ("offset", offset.to_string())];
+            let length = [("length", (2 * k * n).to_string())];
+            tensor.external_data = place
+                .into_iter()
+                .chain(length)
+                .map(|(key, value)| StringStringEntryProto { key: key.to_owned(), value })
+                .collect();
+            offset += 2 * k * n;
+        }
+        graph.initializer.push(tensor);
+        let mut node = |op: &str, inputs: &[&str], output: &str| {
+            let input = inputs.iter().map(|&name| name.to_owned()).collect();
+            let op_type = op.to_owned();
+            graph.node.push(NodeProto { op_type, input, output: vec![output.to_owned()], ..NodeProto::default() });
+        };
+        let mut w = name;
+        if stored == Stored::BesideTurned {
+            node("Transpose", &[&w], &format!("{w}.t"));
+            w = format!("{w}.t");
+        }
+        node("MatMul", &[&x, &w], &format!("y{i}"));
+        x = format!("y{i}");
+    }
+    data.flush().unwrap();
+    graph.input = vec![ValueInfoProto::tensor("x", data_type::FLOAT, &[1, widths[0] as i64])];
+    graph.output = vec![ValueInfoProto { name: x, r#type: None }];
+    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 18 }];
+    let model = ModelProto { ir_version: 9, opset_import, graph: Some(graph), ..ModelProto::default() };
+    fs::write(folder.join("model.onnx"), model.encode_to_vec()).unwrap();
+    widths.windows(2).map(|pair| pair[0] * pair[1]).sum()
+}
+
+/// Runs `qailc` and returns the most memory that it had, in bytes, if the kernel
+/// tells. It is asked while the process runs, so a last peak of some
+/// milliseconds may be missed.
+fn most_memory(folder: &Path, threads: usize, args: &[&str]) -> Option<u64> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_qailc"))
+        .args(args)
+        .current_dir(folder)
+        .env("RAYON_NUM_THREADS", threads.to_string())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut most = None;
+    loop {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        most = most.max(kib.map(|kib| 1024 * kib));
+        if let Some(code) = child.try_wait().unwrap() {
+            assert!(code.success(), "qailc {args:?}: {code}");
+            return most;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Fails if a compilation took more than `limit` bytes.
+fn hold(most: Option<u64>, limit: u64, what: &str) {
+    match most {
+        None => println!("skipped: this system does not say how much memory a process had"),
+        Some(most) => {
+            println!("{what}: at most {} MB", most / 1_000_000);
+            assert!(most <= limit, "{what} took {most} bytes, {limit} are its bound");
+        }
+    }
+}
+
+#[test]
+fn weights_beside_the_model_never_come_into_memory_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let widths = [2048, 4096, 11008, 4096, 4096, 2048];
+    let n_weights = write_chain(folder.path(), &widths, Stored::Beside);
+    let file = fs::metadata(folder.path().join("weights.bin")).unwrap().len();
+    assert!(file > 240_000_000, "{file}");
+    let most = most_memory(folder.path(), 2, &["compile", "model.onnx", "-b", "w4a16", "-o", "a.qail"]);
+    // Half a byte a weight would be 62 MB, the file itself 248 MB, floats 497 MB.
+    hold(most, 150_000_000, &format!("{n_weights} weights of 16 bits in {file} bytes"));
+    let bytes = fs::read(folder.path().join("a.qail")).unwrap();
+    let artifact = Artifact::parse(&bytes).unwrap();
+    assert_eq!(artifact.manifest().layers.iter().map(|layer| layer.n_weights).sum::<u64>(), n_weights as u64);
+    // For any number of threads, the file is the same.
+    let one = most_memory(folder.path(), 1, &["compile", "model.onnx", "-b", "w4a16", "-o", "b.qail"]);
+    hold(one, 150_000_000, "the same on one thread");
+    assert!(bytes == fs::read(folder.path().join("b.qail")).unwrap());
+}
+
+/// Contents of all sections of what becomes of a chain, by name.
+fn sections(widths: &[usize], stored: Stored, bits: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = tempfile::tempdir().unwrap();
+    write_chain(folder.path(), widths, stored);
+    most_memory(folder.path(), 2, &["compile", "model.onnx", "-b", bits, "-o", "a.qail"]);
+    let bytes = fs::read(folder.path().join("a.qail")).unwrap();
+    let artifact = Artifact::parse(&bytes).unwrap();
+    let names = (0u32..).zip(&artifact.manifest().sections);
+    names.map(|(i, section)| (section.name.clone(), artifact.section(i).unwrap().to_vec())).collect()
+}
+
+#[test]
+fn weights_in_a_file_and_weights_in_memory_become_the_same_artifact() {
+    // Some extents fill neither a group nor a tile.
+    let widths = [300, 1111, 517, 2500, 2100, 40];
+    for bits in ["w4a16", "w8a16", "f32"] {
+        let inside = sections(&widths, Stored::Inside, bits);
+        assert!(inside.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > 3_000_000);
+        for stored in [Stored::Beside, Stored::BesideTurned] {
+            let beside = sections(&widths, stored, bits);
+            let names =
+                |sections: &[(String, Vec<u8>)]| sections.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+            if stored == Stored::Beside {
+                assert_eq!(names(&beside), names(&inside), "{bits}");
+            }
+            for ((name, a), (_, b)) in inside.iter().zip(&beside) {
+                assert!(a == b, "{bits}, {stored:?}: section `{name}` differs");
+            }
+            assert_eq!(beside.len(), inside.len());
+        }
+    }
+}
+
+#[test]
+fn a_decoder_of_billions_of_weights_compiles_in_bounded_memory() {
+    let Some(n_layers) = std::env::var("QAILC_DECODER_LAYERS").ok().and_then(|n| n.parse::<u64>().ok()) else {
+        println!("skipped: QAILC_DECODER_LAYERS does not say how many layers the decoder has");
+        return;
+    };
+    let python = std::env::var_os("QAILC_PYTHON").expect("QAILC_PYTHON makes the decoder");
+    let folder = tempfile::tempdir().unwrap();
+    let script = qail_fixtures::root().join("scripts/make_decoder.py");
+    let made = Command::new(python).arg(script).arg(folder.path()).args(["--layers", &n_layers.to_string()]).status();
+    assert!(made.unwrap().success());
+    let most = most_memory(folder.path(), 2, &["compile", "decoder.onnx", "-b", "w4a16", "-o", "a.qail"]);
+    // Scales stay in memory, 4 bytes for 32 weights: 25 MB a layer, and as much
+    // again for one layer while they are found.
+    hold(most, 600_000_000 + 30_000_000 * n_layers, &format!("a decoder of {n_layers} layers"));
+    let run = ["run", "a.qail", "--input", "inputs.npz", "--rows", "1", "-o", "out.npz"];
+    most_memory(folder.path(), 2, &run);
+    let outputs = qailc::data::Npz::open(&folder.path().join("out.npz")).unwrap();
+    assert_eq!(outputs.info("logits").unwrap().n_rows(), 1);
+}
