@@ -74,6 +74,15 @@ class PortInfo:
     def upper(self) -> list[float] | None:
         """Largest value of each element of the last axis, or None if it is not known."""
 
+@type_check_only
+class Chunk(TypedDict):
+    length: int
+    """Actions in a chunk."""
+    execute: int
+    """Actions given out before the next chunk is computed."""
+    ensemble: float | None
+    """Weight of temporal ensembling; a chunk is then computed in every step."""
+
 @final
 class Policy:
     """A compiled policy, loaded and ready to run.
@@ -103,8 +112,27 @@ class Policy:
     @property
     def control_rate_hz(self) -> float | None:
         """Rate of the control loop that the policy was made for, or None."""
+    @property
+    def action(self) -> str | None:
+        """Name of the output that `act` gives, or None if it is not known."""
+    @property
+    def chunk(self) -> Chunk | None:
+        """How `act` gives out the actions of a chunk, or None if the policy computes one action a step."""
+    def act(self, inputs: dict[str, numpy.ndarray[Any, Any]]) -> numpy.ndarray[Any, Any]:
+        """Gives the action of this step, one behind the other of an episode: an array of the shape of one action.
+
+        A policy of chunks computes when its queue is empty, or in every step when
+        ensembling, and else gives out the next row of the last chunk; other
+        policies compute in every step. After an exception the step has not
+        happened, and what is in the queue stays.
+
+        Takes what `run` takes and raises what it raises, and UsageError if it is
+        not known which output is the action.
+        """
     def run(self, inputs: dict[str, numpy.ndarray[Any, Any]]) -> dict[str, numpy.ndarray[Any, Any]]:
         """Computes one step: a dict of arrays by input name to a dict of new arrays by output name.
+
+        Chunks of actions are given whole, and the queue of `act` is left alone.
 
         An array is C-contiguous, of the type and shape of its input; a batch axis
         of extent 1 in front is accepted, and outputs then have it too. Python's
@@ -114,11 +142,7 @@ class Policy:
         ValueError, for wrong names, shapes and numbers that are not finite.
         """
     def reset(self) -> None:
-        """Forgets what came before, at the start of an episode.
-
-        Every policy that this version runs is without memory, so there is nothing
-        to forget; loops that call it will be right for policies with memory too.
-        """
+        """Forgets what came before, at the start of an episode: actions of chunks that `act` has not given out."""
 
 def compile(
     model: _Path,
@@ -148,6 +172,9 @@ def compile(
     calibration_samples: int | None = None,
     policy: _Path | None = None,
     action_output: str | None = None,
+    chunk_length: int | None = None,
+    chunk_execute: int | None = None,
+    chunk_ensemble: float | Literal["off"] | None = None,
     outputs: str | Sequence[str] | None = None,
     dims: Mapping[str, int] | None = None,
     progress: Callable[[str, int, int], object] | None = None,

@@ -284,10 +284,19 @@ impl Rebatched<'_> {
                 _ => return Err(self.unsupported(id, "it looks up elements across the batch")),
             },
             Op::Attention(_) => {
-                let places: Vec<Option<usize>> = at.iter().take(3).copied().collect();
                 let masked = at.get(3).copied().flatten();
-                if places != [Some(0); 3] || masked.is_some_and(|axis| axis != 0 || shape_of(3).len() != 4) {
+                if at.iter().take(3).any(|at| at.is_some_and(|axis| axis != 0))
+                    || masked.is_some_and(|axis| axis != 0 || shape_of(3).len() != 4)
+                {
                     return Err(self.unsupported(id, "its operands do not all have the batch in front"));
+                }
+                // Queries of a decoder may be learned: the same for every sample.
+                for (slot, _) in at.iter().enumerate().take(3).filter(|(_, at)| at.is_none()) {
+                    let value =
+                        operands.get(slot).copied().ok_or_else(|| self.unsupported(id, "it lacks an operand"))?;
+                    let repeated = self.repeated(value, 0)?;
+                    // The graph numbers operands by 16 bits.
+                    self.new.rewire(id, slot as u16, repeated);
                 }
                 (op, 0)
             }
@@ -397,6 +406,16 @@ mod tests {
         }";
         let graph = rebatch(source, 4).unwrap();
         assert_eq!(graph.ty(graph.outputs[0].value).shape, [3, 4, 2]);
+    }
+
+    #[test]
+    fn learned_queries_are_the_same_for_every_sample() {
+        let source = "graph @g(%x: f32[1, 2, 3, 4]) -> (%y) {batch = 0} {
+            %q = const rand(1) : f32[1, 2, 5, 4]
+            %y = attention %q, %x, %x {scale = 0.5} : f32[1, 2, 5, 4]
+        }";
+        let graph = rebatch(source, 3).unwrap();
+        assert_eq!(graph.ty(graph.outputs[0].value).shape, [3, 2, 5, 4]);
     }
 
     #[test]

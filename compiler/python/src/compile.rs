@@ -37,7 +37,7 @@ enum Kind {
 }
 
 /// Keyword, flag, and what it takes.
-const KEYWORDS: [(&str, &str, Kind); 26] = [
+const KEYWORDS: [(&str, &str, Kind); 29] = [
     ("bits", "bits", Kind::One),
     ("demos", "demos", Kind::One),
     ("map", "map", Kind::Pairs),
@@ -62,6 +62,9 @@ const KEYWORDS: [(&str, &str, Kind); 26] = [
     ("calibration_samples", "calibration-samples", Kind::One),
     ("policy", "policy", Kind::One),
     ("action_output", "action-output", Kind::One),
+    ("chunk_length", "chunk-length", Kind::One),
+    ("chunk_execute", "chunk-execute", Kind::One),
+    ("chunk_ensemble", "chunk-ensemble", Kind::One),
     ("outputs", "output", Kind::Many),
     ("dims", "dim", Kind::Pairs),
 ];
@@ -86,7 +89,7 @@ const KEYWORDS: [(&str, &str, Kind); 26] = [
                       steps=None, time_budget=None, batch=None, lr=None, lr_steps=None, loss=None, lambda_=None, \
                       weight_decay=None, clip=None, ema=None, obs_noise=None, eval_every=None, threads=None, \
                       cache_dir=None, observer=None, calibration_samples=None, policy=None, action_output=None, \
-                      outputs=None, dims=None, progress=None)"
+                      chunk_length=None, chunk_execute=None, chunk_ensemble=None, outputs=None, dims=None, progress=None)"
 )]
 pub(crate) fn compile<'py>(
     py: Python<'py>,

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use pyo3::{
@@ -10,9 +10,12 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 use qail_artifact::Artifact;
-use qail_runtime::{ArtifactBytes, DeviceSpec, PortInfo, RuntimeError, Session, TensorView, TensorViewMut};
+use qail_runtime::{
+    ArtifactBytes, ChunkPolicy, Controller, DeviceSpec, PortInfo, RuntimeError, Session, Storage, TensorView,
+    TensorViewMut,
+};
 use qailc::{
-    cli::{Exit, Failure, of_run, of_runtime},
+    cli::{Exit, Failure, of_control, of_run, of_runtime},
     elements::Elements,
 };
 
@@ -74,13 +77,31 @@ impl Port {
 #[pyclass(frozen, module = "qailc")]
 #[derive(Debug)]
 pub(crate) struct Policy {
-    session: Mutex<Session>,
+    runner: Mutex<Runner>,
+    action: Option<PortInfo>,
+    chunk: Option<ChunkPolicy>,
     inputs: Vec<PortInfo>,
     outputs: Vec<PortInfo>,
     name: String,
     device: String,
     precision: String,
     control_rate_hz: f64,
+}
+
+/// A session, and if it is known what the action is, what gives it out.
+#[derive(Debug)]
+enum Runner {
+    Outputs(Session),
+    Actions(Controller),
+}
+
+impl Runner {
+    fn session(&mut self) -> &mut Session {
+        match self {
+            Self::Outputs(session) => session,
+            Self::Actions(controller) => controller.session_mut(),
+        }
+    }
 }
 
 #[pymethods]
@@ -127,8 +148,50 @@ impl Policy {
         Some(self.control_rate_hz).filter(|&rate| rate > 0.0)
     }
 
+    /// Name of the output that `act` gives, or None if it is not known.
+    #[getter]
+    fn action(&self) -> Option<&str> {
+        self.action.as_ref().map(|port| port.name.as_str())
+    }
+
+    /// How `act` gives out the actions of a chunk: a dict with `length`, `execute`
+    /// and `ensemble`, or None if the policy computes one action a step.
+    #[getter]
+    fn chunk<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(chunk) = self.chunk else { return Ok(None) };
+        let dict = PyDict::new(py);
+        dict.set_item("length", chunk.length)?;
+        dict.set_item("execute", chunk.execute)?;
+        dict.set_item("ensemble", chunk.ensemble)?;
+        Ok(Some(dict))
+    }
+
+    /// Gives the action of this step, one behind the other of an episode: an
+    /// array of the shape of one action.
+    ///
+    /// A policy of chunks computes when its queue is empty, or in every step when
+    /// ensembling, and else gives out the next row of the last chunk; other
+    /// policies compute in every step. After an exception the step has not
+    /// happened, and what is in the queue stays.
+    ///
+    /// Takes what `run` takes and raises what it raises, and UsageError if it is
+    /// not known which output is the action.
+    fn act<'py>(&self, py: Python<'py>, inputs: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyAny>> {
+        let given = self.given(inputs)?;
+        let action = py.detach(|| self.action_of(&given)).map_err(|failure| raise(py, &failure))?;
+        let mut shape = match (&self.action, self.chunk) {
+            (Some(port), None) => arrays::extents(port).to_vec(),
+            _ => vec![action.len()],
+        };
+        if given.iter().any(|given| given.batched) {
+            shape.insert(0, 1);
+        }
+        arrays::write(py, &Elements::F32(action), &shape)
+    }
+
     /// Computes one step: a dict of arrays by input name to a dict of new arrays
-    /// by output name.
+    /// by output name; chunks of actions are given whole, and the queue of `act`
+    /// is left alone.
     ///
     /// An array is C-contiguous, of the type and shape of its input; a batch axis
     /// of extent 1 in front is accepted, and outputs then have it too. Python's
@@ -151,11 +214,15 @@ impl Policy {
         Ok(outputs)
     }
 
-    /// Forgets what came before, at the start of an episode.
-    ///
-    /// Every policy that this version runs is without memory, so there is nothing
-    /// to forget; loops that call it will be right for policies with memory too.
-    fn reset(&self) {}
+    /// Forgets what came before, at the start of an episode: actions of chunks
+    /// that `act` has not given out.
+    fn reset(&self, py: Python<'_>) {
+        py.detach(|| {
+            if let Runner::Actions(controller) = &mut *self.runner() {
+                controller.reset();
+            }
+        });
+    }
 
     fn __repr__(&self) -> String {
         format!("Policy(name={:?}, precision={:?}, device={:?})", self.name, self.precision, self.device)
@@ -179,7 +246,36 @@ impl Policy {
             return Err(Failure::plain(Exit::Unsupported, message));
         }
         let device = session.device_name().to_owned();
-        Ok(Self { session: Mutex::new(session), inputs, outputs, name, device, precision, control_rate_hz })
+        // An action is made of floats.
+        let action = session.action().and_then(|index| outputs.get(index)).cloned();
+        let action = action.filter(|port| port.storage == Storage::F32);
+        let chunk = session.chunk();
+        let runner = match &action {
+            Some(_) => Runner::Actions(Controller::new(session).map_err(|error| of_control(&context, &error))?),
+            None => Runner::Outputs(session),
+        };
+        let runner = Mutex::new(runner);
+        Ok(Self { runner, action, chunk, inputs, outputs, name, device, precision, control_rate_hz })
+    }
+
+    /// Whatever happened in a session, it stays usable. It is only ever locked
+    /// without Python's lock, so the two cannot wait for each other.
+    fn runner(&self) -> MutexGuard<'_, Runner> {
+        self.runner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The action of this step.
+    fn action_of(&self, given: &[Given]) -> Result<Vec<f32>, Failure> {
+        let inputs: Vec<TensorView<'_>> = given.iter().map(|given| given.elements.view()).collect();
+        let mut runner = self.runner();
+        let Runner::Actions(controller) = &mut *runner else {
+            let known: Vec<String> = self.outputs.iter().map(|port| format!("`{}`", port.name)).collect();
+            let message = format!("it is not known which output is the action; the outputs are {}", known.join(", "));
+            return Err(Failure::plain(Exit::Usage, message).help("compile with action_output=NAME, or use run"));
+        };
+        let mut action = vec![0.0; controller.action_len()];
+        controller.act(&inputs, &mut action).map_err(|error| of_control("cannot run the policy", &error))?;
+        Ok(action)
     }
 
     /// The inputs, in the order of the session.
@@ -208,16 +304,12 @@ impl Policy {
         raise(inputs.py(), &Failure::plain(Exit::InvalidInput, message))
     }
 
-    /// Runs the session. The session is only ever locked without Python's lock,
-    /// so the two cannot wait for each other.
+    /// Runs the session.
     fn step(&self, given: &[Given]) -> Result<Vec<Elements>, Failure> {
         let mut found: Vec<Elements> = self.outputs.iter().filter_map(Elements::zeros).collect();
         let inputs: Vec<TensorView<'_>> = given.iter().map(|given| given.elements.view()).collect();
         let mut outputs: Vec<TensorViewMut<'_>> = found.iter_mut().map(Elements::view_mut).collect();
-        // A session stays usable whatever happens in it.
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let ran = session.run(&inputs, &mut outputs);
-        drop(session);
+        let ran = self.runner().session().run(&inputs, &mut outputs);
         ran.map_err(|error| of_run("cannot run the policy", &error))?;
         Ok(found)
     }

@@ -147,6 +147,72 @@ def test_vulkan_gives_the_same_bits(artifact, policy, observations):
         assert same_bits(actions_of(qailc.Policy(artifact, name), some), actions_of(policy, some)), name
 
 
+ACT, PUSH = ROOT / "fixtures/policies/metaworld/act_push_small.onnx", ROOT / "fixtures/policies/metaworld/push_demos.npz"
+
+
+@pytest.fixture
+def chunks(tmp_path):
+    """Compiles a policy of chunks of 20 actions."""
+
+    def build(**options):
+        path = tmp_path / "act.qail"
+        qailc.compile(ACT, path, bits="f32", chunk_length=20, **options)
+        return qailc.Policy(path)
+
+    return build
+
+
+def test_act_gives_out_the_rows_of_chunks(chunks):
+    observations = np.load(PUSH)["observations"][:25]
+    policy = chunks(chunk_execute=6)
+    assert policy.action == "actions" and policy.chunk == {"length": 20, "execute": 6, "ensemble": None}
+    whole = np.stack([policy.run({"obs": row})["actions"] for row in observations])
+    assert whole.shape == (25, 20, 4)
+    for episode in range(2):
+        policy.reset()
+        for step, row in enumerate(observations):
+            action = policy.act({"obs": row})
+            # Runs in between leave the queue alone.
+            policy.run({"obs": observations[0]})
+            assert same_bits(action, whole[step - step % 6, step % 6]), (episode, step)
+    batched = policy.act({"obs": observations[:1]})
+    assert batched.shape == (1, 4)
+
+
+def test_act_ensembles_as_act_does(chunks):
+    """The temporal aggregation of tonyzhaozh/act, `imitate_episodes.py`, in numpy."""
+    observations, m, length = np.load(PUSH)["observations"][:50], 0.1, 20
+    policy = chunks(chunk_ensemble=m)
+    assert policy.chunk == {"length": 20, "execute": 1, "ensemble": m}
+    n = len(observations)
+    all_time_actions, populated = np.zeros((n, n + length, 4), np.float32), np.zeros((n, n + length), bool)
+    for t, row in enumerate(observations):
+        all_time_actions[t, t : t + length] = policy.run({"obs": row})["actions"]
+        populated[t, t : t + length] = True
+        actions_for_curr_step = all_time_actions[populated[:, t], t]
+        exp_weights = np.exp(-m * np.arange(len(actions_for_curr_step)))
+        exp_weights = (exp_weights / exp_weights.sum())[:, None].astype(np.float32)
+        expected = (actions_for_curr_step * exp_weights).sum(axis=0)
+        np.testing.assert_allclose(policy.act({"obs": row}), expected, atol=2e-6, err_msg=f"step {t}")
+
+
+def test_a_step_that_fails_has_not_happened(chunks):
+    observations = np.load(PUSH)["observations"]
+    policy, twin = chunks(chunk_execute=4), chunks(chunk_execute=4)
+    bad = np.full(39, np.nan, np.float32)
+    for step in range(8):
+        if step % 4 == 0:
+            with pytest.raises(qailc.InvalidInput, match="is NaN"):
+                policy.act({"obs": bad})
+        assert same_bits(policy.act({"obs": observations[step]}), twin.act({"obs": observations[step]}))
+
+
+def test_act_of_a_policy_without_chunks_is_run(policy, observations):
+    assert policy.action == "action" and policy.chunk is None
+    for row in observations[:3]:
+        assert same_bits(policy.act({"obs": row}), policy.run({"obs": row})["action"])
+
+
 @pytest.mark.parametrize(
     "obs, error, words",
     [
@@ -323,7 +389,7 @@ def test_every_flag_is_a_keyword():
 
 def test_the_stub_knows_what_the_module_has():
     text = (pathlib.Path(__file__).parents[1] / "qailc.pyi").read_text()
-    declared = set(re.findall(r"^(?:class|def) (\w+)", text, re.M)) - {"Device", "Blocker"}
+    declared = set(re.findall(r"^(?:class|def) (\w+)", text, re.M)) - {"Device", "Blocker", "Chunk"}
     present = {name for name in dir(qailc) if not name.startswith("_") and not inspect.ismodule(getattr(qailc, name))}
     assert declared == present
     stub = re.search(r"def compile\((.*?)\n\) ->", text, re.S).group(1)

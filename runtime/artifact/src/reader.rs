@@ -53,11 +53,7 @@ impl<'a> Artifact<'a> {
         if manifest.min_reader > READER_VERSION {
             return Err(ArtifactError::Version { needed: manifest.min_reader, supported: READER_VERSION });
         }
-        let unknown: Vec<String> =
-            manifest.required_features.iter().filter(|f| !KNOWN_FEATURES.contains(&f.as_str())).cloned().collect();
-        if !unknown.is_empty() {
-            return Err(ArtifactError::Features(unknown));
-        }
+        check_features(&manifest, &KNOWN_FEATURES)?;
         let ranges = section_ranges(bytes, &manifest, manifest_offset, digest)?;
         let artifact = Self { bytes, manifest, ranges };
         validate::check(&artifact)?;
@@ -84,6 +80,13 @@ impl<'a> Artifact<'a> {
         let section = self.manifest.sections.get(index as usize)?;
         (section.layout() == Layout::Wgsl).then(|| std::str::from_utf8(self.section(index)?).ok())?
     }
+}
+
+/// Refuses what a reader that knows these features cannot do justice to.
+fn check_features(manifest: &Manifest, known: &[&str]) -> Result<(), ArtifactError> {
+    let unknown = manifest.required_features.iter().filter(|feature| !known.contains(&feature.as_str()));
+    let unknown: Vec<String> = unknown.cloned().collect();
+    if unknown.is_empty() { Ok(()) } else { Err(ArtifactError::Features(unknown)) }
 }
 
 /// Checks that the sections fill the file between header and manifest in the one
@@ -132,5 +135,19 @@ fn padded_end(bytes: &[u8], end: usize, limit: usize) -> Result<usize, ArtifactE
             "padding",
             format!("the bytes after {end} are not zeros up to a multiple of 64"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::CHUNK_FEATURE;
+
+    #[test]
+    fn readers_from_before_chunks_refuse_them_instead_of_giving_out_whole_chunks() {
+        let manifest = Manifest { required_features: vec![CHUNK_FEATURE.to_owned()], ..Manifest::default() };
+        let error = check_features(&manifest, &["repeat"]).err().map(|error| error.to_string());
+        assert_eq!(error.as_deref(), Some("the file needs features that this reader does not have: chunk"));
+        assert!(check_features(&manifest, &KNOWN_FEATURES).is_ok());
     }
 }

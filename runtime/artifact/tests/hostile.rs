@@ -6,7 +6,10 @@
 mod common;
 
 use common::{Mlp, Precision, Rng, families, mixed, mutant};
-use qail_artifact::{Artifact, ArtifactError, MAX_MANIFEST_BYTES, schema::step};
+use qail_artifact::{
+    Artifact, ArtifactError, MAX_MANIFEST_BYTES,
+    schema::{CHUNK_FEATURE, Chunk, Control, step},
+};
 
 fn small() -> Vec<u8> {
     Mlp::new(&[5, 9, 8, 3], 2, Precision::W4A8, 1).file
@@ -77,7 +80,8 @@ fn damaged_files_are_refused() {
 #[test]
 fn consistent_lies_never_panic() {
     let float = |precision| Mlp::new(&[4, 6, 2], 1, precision, 3).file;
-    let files = [small(), float(Precision::W4A16), float(Precision::F32), mixed::file(), families::file()];
+    let files =
+        [small(), float(Precision::W4A16), float(Precision::F32), mixed::file(), families::file(), chunked(|_| ())];
     let mut rng = Rng(3);
     let mut n_refused = 0;
     let n = mutant::count(2000);
@@ -101,6 +105,50 @@ fn other_files_and_versions_are_named() {
         refusal(|m| m.required_features = vec!["repeat".into(), "warp".into()]),
         "the file needs features that this reader does not have: warp"
     );
+}
+
+/// A file of chunks of 2, the rows of its only output.
+fn chunked(change: impl FnOnce(&mut Chunk)) -> Vec<u8> {
+    let mut chunk = Chunk { length: 2, execute: 2, ensemble: None };
+    change(&mut chunk);
+    mutant::edited(&small(), |m| {
+        m.control = Some(Control { action: "action".to_owned(), chunk: Some(chunk) });
+        m.required_features.push(CHUNK_FEATURE.to_owned());
+    })
+}
+
+#[test]
+fn chunks_are_as_long_as_the_action_and_fit_themselves() {
+    assert!(Artifact::parse(&chunked(|_| ())).is_ok());
+    assert!(Artifact::parse(&chunked(|c| (c.execute, c.ensemble) = (1, Some(-300.0)))).is_ok());
+    let refused = |change: fn(&mut Chunk)| message(&chunked(change));
+    assert_eq!(refused(|c| c.length = 3), "control: the action `action` has the shape [2, 3], which is no chunk of 3");
+    assert_eq!(refused(|c| c.length = 0), "control: the action `action` has the shape [2, 3], which is no chunk of 0");
+    for execute in [0, 3, u32::MAX] {
+        let file = chunked(|c| c.execute = execute);
+        assert_eq!(message(&file), format!("control: {execute} actions of a chunk of 2 cannot be given out"));
+    }
+    assert!(refused(|c| c.ensemble = Some(0.1)).contains("ensembling computes a chunk in every step"));
+    for m in [f64::NAN, f64::INFINITY, 601.0, -601.0, f64::MAX] {
+        let file = chunked(|c| (c.execute, c.ensemble) = (1, Some(m)));
+        assert!(message(&file).contains("of ensembling is out of range"), "{m}");
+    }
+    let said = |action: &str, chunk, feature: bool| {
+        mutant::edited(&small(), |m| {
+            m.control = Some(Control { action: action.to_owned(), chunk });
+            m.required_features.extend(feature.then(|| CHUNK_FEATURE.to_owned()));
+        })
+    };
+    assert!(Artifact::parse(&said("action", None, false)).is_ok());
+    assert_eq!(message(&said("obs", None, false)), "control: the action `obs` is no output of floats");
+    assert_eq!(message(&said("action", None, true)), "control: a chunk and the feature `chunk` go together");
+    let chunk = Some(Chunk { length: 2, execute: 1, ensemble: None });
+    assert_eq!(message(&said("action", chunk, false)), "control: a chunk and the feature `chunk` go together");
+    let alone = refusal(|m| m.required_features.push(CHUNK_FEATURE.to_owned()));
+    assert_eq!(alone, "control: needs the feature `chunk` and has none");
+    // Nothing can be called, so nothing is the action.
+    let file = mutant::edited(&chunked(|_| ()), |m| m.entries.clear());
+    assert_eq!(message(&file), "control: the action `action` is no output of floats");
 }
 
 #[test]
