@@ -30,7 +30,7 @@ impl Terminal {
         let visible = !self.quiet && std::io::stderr().is_terminal();
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(len), target).with_message(message.to_owned());
-        let style = ProgressStyle::with_template("{msg:<14} {bar:30} {pos}/{len} {eta}");
+        let style = ProgressStyle::with_template("{msg:<16} {bar:30} {human_pos}/{human_len} {eta}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.enable_steady_tick(Duration::from_millis(200));
         bar
