@@ -131,6 +131,7 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
     entry.steps = steps;
     let manifest = Manifest {
         min_reader: min_reader(&entry.steps),
+        required_features: required_features(&entry.steps),
         name: graph.name.clone(),
         sections: sections
             .iter()
@@ -150,6 +151,12 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
         ..Manifest::default()
     };
     Ok(Plan { manifest, sections })
+}
+
+/// What a reader must know beside its version.
+fn required_features(steps: &[Step]) -> Vec<String> {
+    let in_groups = steps.iter().any(|step| matches!(step.op, Some(step::Op::QGroups(_))));
+    in_groups.then(|| "groups".to_owned()).into_iter().collect()
 }
 
 /// Oldest reader that knows every step: 1 for what matrix products and functions
@@ -180,7 +187,8 @@ fn min_reader(steps: &[Step]) -> u32 {
         | step::Op::Order(_)
         | step::Op::Scan(_)
         | step::Op::Cast(_)
-        | step::Op::QAdd(_) => false,
+        | step::Op::QAdd(_)
+        | step::Op::QGroups(_) => false,
     };
     if steps.iter().filter_map(|step| step.op.as_ref()).all(is_old) { 1 } else { 2 }
 }
@@ -234,6 +242,9 @@ impl Builder<'_> {
             Op::Unary(op) => self.unary(node, function::unary(op.f), place),
             Op::Binary(op) => self.binary(node, op.f, place),
             Op::MatMul(_) => self.matmul(node),
+            Op::Linear(op) if op.groups > 1 => {
+                Err(self.unsupported(node, "groups of channels in floats; run `expand-groups` first"))
+            }
             Op::Linear(op) => self.linear(node, op.act, placement),
             Op::Reshape(_) => self.reshape(node, place, inputs),
             Op::Transpose(op) => self.transpose(node, &op.perm, place),
@@ -244,7 +255,7 @@ impl Builder<'_> {
             Op::Cast(_) => self.cast(node, place),
             Op::FakeQuant(_) => Err(self.unsupported(node, "lower the graph to integers first")),
             Op::Quantize(op) => self.quantize(node, op),
-            Op::QLinear(_) => self.qlinear(node, fusions),
+            Op::QLinear(op) => self.qlinear(node, op.groups, fusions),
             Op::Requantize(_) => self.requantize(node, fusions),
             Op::Lookup(_) => self.lookup(node, fusions),
             Op::Dequantize(op) => self.dequantize(node, op),
