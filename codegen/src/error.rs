@@ -101,6 +101,7 @@ pub(crate) fn op_name(op: &step::Op) -> &'static str {
     match op {
         step::Op::Quantize(_) => "quantize",
         step::Op::QLinear(_) => "qlinear",
+        step::Op::QGroups(_) => "qgroups",
         step::Op::Requantize(_) => "requantize",
         step::Op::Dequantize(_) => "dequantize",
         step::Op::Linear(_) => "linear",

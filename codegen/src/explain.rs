@@ -128,6 +128,10 @@ fn detail(op: &step::Op) -> Option<String> {
             let codes = op.requantize.as_ref().map_or_else(|| "accumulators".to_owned(), requantize);
             Some(format!("{} x {} x {}, {codes}", op.rows, op.k, op.n))
         }
+        step::Op::QGroups(op) => {
+            let codes = op.requantize.as_ref().map_or_else(|| "accumulators".to_owned(), requantize);
+            Some(format!("{} x {} x {} in {} groups, {codes}", op.rows, op.k, op.n, op.groups))
+        }
         step::Op::Requantize(op) => Some(requantize(&op.requantize)),
         step::Op::Linear(op) => Some(format!("{} x {} x {}{}", op.rows, op.k, op.n, act(&op.act))),
         step::Op::LinearWq(op) => {

@@ -13,9 +13,9 @@ use common::{Rng, check, devices};
 use qail_codegen::{BuildOptions, build};
 use qail_ir::{
     ArgReduce, Attention, Binary, BinaryFn, Cast, Compare, CompareFn, Concat, Constant, CumSum, DType, Expand, Gather,
-    Graph, Input, Linear, Normalize, Op, Origin, Output, QAdd, QSum, QuantScheme, Quantize, Reduce, ReduceFn, Reshape,
-    Scatter, ScatterFn, Slice, SliceAxis, Softmax, TensorType, TopK, TopKPart, Transpose, Unary, UnaryFn, Unfold,
-    ValueId, Where, Window, interp,
+    Graph, Input, Linear, Normalize, Op, Origin, Output, QAdd, QLinear, QSum, QuantScheme, Quantize, Reduce, ReduceFn,
+    Requantize, Reshape, Scatter, ScatterFn, Slice, SliceAxis, Softmax, TensorType, TopK, TopKPart, Transpose, Unary,
+    UnaryFn, Unfold, ValueId, Where, Window, interp,
 };
 
 /// Which graphs.
@@ -150,7 +150,7 @@ impl Maker {
                 let w = self.constant(TensorType::f32([k, n]), &w);
                 let b = self.numbers(n, -4, 4);
                 let b = self.constant(TensorType::f32([n]), &b);
-                self.add(Op::Linear(Linear { act: None }), &[x, w, b])
+                self.add(Op::Linear(Linear { act: None, groups: 1 }), &[x, w, b])
             }
             7 => {
                 let n = ty.n_elements();
@@ -283,6 +283,7 @@ impl Maker {
                 let to = self.rng.pick(&[DType::Bool, DType::U8, DType::I32, DType::I64, DType::F32]);
                 self.add(Op::Cast(Cast { to }), &[x])
             }
+            28 if self.flip() => self.products_of_codes(),
             28 => self.codes(),
             _ => {
                 let x = self.value(|ty| ty.is_f32() && ty.shape.len() == 4)?;
@@ -290,6 +291,34 @@ impl Maker {
                 self.add(Op::Attention(Attention { scale: 0.3 }), &[x, y, y])
             }
         }
+    }
+
+    /// A product of codes, perhaps in groups of channels, and what becomes of it.
+    fn products_of_codes(&mut self) -> Option<ValueId> {
+        let x = match self.value(|ty| ty.scheme().is_some()) {
+            Some(x) => x,
+            None => self.codes()?,
+        };
+        let features = *self.graph.ty(x).shape.last()?;
+        let divisors: Vec<usize> = (1..=features).filter(|groups| features.is_multiple_of(*groups)).collect();
+        let groups = self.rng.pick(&divisors);
+        let (k, n) = (features / groups, groups * (self.below(3) + 1));
+        let scheme = self.rng.pick(&[QuantScheme::signed(8), QuantScheme::signed(4)]);
+        let w = self.numbers(k * n, i64::from(scheme.lo()), i64::from(scheme.hi()));
+        let w = self.constant(TensorType::code(scheme, [k, n]), &w);
+        let b = self.numbers(n, -5000, 5000);
+        let b = self.constant(TensorType::plain(DType::I32, [n]), &b);
+        let acc = self.add(Op::QLinear(QLinear { groups }), &[x, w, b])?;
+        if self.flip() {
+            return Some(acc);
+        }
+        let m: Vec<i64> = self.numbers(n, 16_384, 32_767).iter().map(|m| 2 * m + 1).collect();
+        let m = self.constant(TensorType::plain(DType::I32, [n]), &m);
+        let shift = self.numbers(n, 15, 24);
+        let shift = self.constant(TensorType::plain(DType::I32, [n]), &shift);
+        let scheme = self.rng.pick(&[QuantScheme::signed(8), QuantScheme::unsigned(8), QuantScheme::unsigned(4)]);
+        let op = Requantize { scheme, lo: scheme.lo(), hi: scheme.hi(), zero_point: 3 };
+        self.add(Op::Requantize(op), &[acc, m, shift])
     }
 
     /// Codes of a value, and what is done with codes alone.

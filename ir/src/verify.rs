@@ -272,7 +272,7 @@ fn verify_numbers(node: &Reader<'_>) -> Result<(), VerifyError> {
             }
         }
         Op::LinearWq(linear) => {
-            node.scale(2, "the scale")?;
+            node.scales_of_weights(2)?;
             linear.act.map_or(Ok(()), |f| node.function(f))
         }
         Op::Grad(Grad::Unary(unary)) => node.function(unary.f),
@@ -336,9 +336,17 @@ impl Reader<'_> {
         self.each(slot, what, "positive and finite", |s| s > 0.0 && s.is_finite())
     }
 
+    /// Scales of weights: formats with a block a scale put the sign of the largest number into it.
+    fn scales_of_weights(&self, slot: usize) -> Result<(), VerifyError> {
+        self.each(slot, "the scale", "finite and not zero", |s| s != 0.0 && s.is_finite())
+    }
+
     /// The scale of `(x, s, ..)`, and the zero point if operand 2 is one.
     fn quantizer(&self, fake: &FakeQuant, has_zero_point: bool) -> Result<(), VerifyError> {
-        self.scale(1, "the scale")?;
+        match fake.axis {
+            Some(_) => self.scales_of_weights(1)?,
+            None => self.scale(1, "the scale")?,
+        }
         if !has_zero_point {
             return Ok(());
         }
@@ -506,8 +514,11 @@ mod tests {
         assert_eq!(broken_text("%s = const splat(0.0) : f32[] %y = fake_quant %x, %s {s4} : f32[1, 2]"), scale);
         assert_eq!(
             broken_text("%s = const [1.0, inf] : f32[2] %y = fake_quant %x, %s {s4, axis = 1} : f32[1, 2]"),
-            "node `y`: the scale, element 1 is inf, must be positive and finite"
+            "node `y`: the scale, element 1 is inf, must be finite and not zero"
         );
+        let weights = "%w = const [1.0, -2.0] : f32[1, 2] %s = const [-0.5, 0.5] : f32[2]
+            %y = fake_quant %w, %s {s4, axis = 1} : f32[1, 2]";
+        verify(&text::parse(&format!("graph @g() -> (%y) {{ {weights} }}")).unwrap()).unwrap();
         assert_eq!(
             broken_text("%s = const [1.0] : f32[] %z = const [8] : i32[] %y = fake_quant %x, %s, %z {s4} : f32[1, 2]"),
             "node `y`: the zero point is 8, must be -8 to 7"

@@ -73,7 +73,7 @@ proptest! {
 fn random_graphs_are_well_formed_and_cover_every_operation() {
     let mut seen = std::collections::BTreeMap::new();
     let mut n_runs = 0;
-    for seed in 0..600 {
+    for seed in 0..800 {
         let graph = random_graph(seed, 40);
         if let Err(error) = verify(&graph) {
             panic!("{error}\n{}", text::print(&graph));
@@ -90,5 +90,5 @@ fn random_graphs_are_well_formed_and_cover_every_operation() {
     assert!(rare.is_empty(), "{rare:?}");
     // Input, constant, 39 unary, 9 binary, 6 comparisons, 5 reductions and 27 others, 6 gradients, and `no act`.
     assert_eq!(seen.len(), 95, "{seen:?}");
-    assert!(n_runs > 150, "{n_runs} of 600 graphs ran");
+    assert!(n_runs > 150, "{n_runs} of 800 graphs ran");
 }

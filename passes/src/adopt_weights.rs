@@ -5,7 +5,7 @@
 //! it. Everywhere else, and always for weights with a step for some rows only,
 //! `linear` becomes `linear_wq` with the very codes and steps of the quantizer.
 
-use qail_ir::{Constant, FakeQuant, Graph, LinearWq, NodeId, Op, TensorType, ValueId};
+use qail_ir::{Constant, FakeQuant, Graph, Linear, LinearWq, NodeId, Op, TensorType, ValueId};
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
@@ -60,7 +60,8 @@ struct Given {
 }
 
 fn given(graph: &Graph, layer: NodeId) -> Option<Given> {
-    let Op::Linear(_) = graph.node(layer).op else { return None };
+    // Layers in groups have no weight-only form: their weights are few, and are rounded in place.
+    let Op::Linear(Linear { groups: 1, .. }) = graph.node(layer).op else { return None };
     let &[_, quantizer, bias] = &graph.operands(layer)[..] else { return None };
     let Op::FakeQuant(fake @ FakeQuant { axis: Some(1), .. }) = graph.op(quantizer) else { return None };
     let &[w, scales] = &graph.operands(quantizer.node)[..] else { return None };

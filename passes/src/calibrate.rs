@@ -358,7 +358,11 @@ fn set_weights(graph: &mut Graph, mean_squares: &BTreeMap<NodeId, Vec<f64>>) -> 
         let importance = RowImportance(layer.and_then(|layer| mean_squares.get(&layer).cloned()));
         let bias = layer.and_then(|layer| bias_and_step(graph, layer).transpose()).transpose()?;
         let bias = bias.as_ref().map(|(b, s_in)| (b.as_slice(), *s_in));
-        let steps = channel_steps_weighed(&w, n, hi, &importance, bias);
+        let groups = match layer.map(|layer| &graph.node(layer).op) {
+            Some(Op::Linear(linear)) => linear.groups,
+            Some(_) | None => 1,
+        };
+        let steps = channel_steps_weighed(&w, n, hi, &importance, groups, bias);
         dead.extend(rewrite::set_const_operand(graph, quantizer.id, 1, Constant::f32([n], &steps)));
     }
     rewrite::sweep(graph, dead);

@@ -50,7 +50,7 @@ impl Pass for CorrectBias {
 
 /// The bias of a layer with quantized weights, corrected.
 fn corrected(graph: &Graph, id: NodeId, means: &[f64]) -> Result<Option<Vec<f32>>, PassError> {
-    let Op::Linear(_) = graph.node(id).op else { return Ok(None) };
+    let Op::Linear(linear) = &graph.node(id).op else { return Ok(None) };
     let [_, quantizer, b] = graph.operands(id)[..] else { return Ok(None) };
     let Op::FakeQuant(FakeQuant { lo, hi, axis: Some(1), group: None, .. }) = *graph.op(quantizer) else {
         return Ok(None);
@@ -63,11 +63,14 @@ fn corrected(graph: &Graph, id: NodeId, means: &[f64]) -> Result<Option<Vec<f32>
         return Ok(None);
     };
     let Some(mut b) = rewrite::const_f64(graph, b)? else { return Ok(None) };
-    if means.len() * steps.len() != w.len() {
+    let n = steps.len().max(1);
+    let k = w.len() / n;
+    if means.len() != k * linear.groups {
         return Ok(None);
     }
-    for (row, mean) in w.chunks_exact(steps.len().max(1)).zip(means) {
-        for ((b, &w), &step) in b.iter_mut().zip(row).zip(&steps) {
+    for (row_idx, row) in w.chunks_exact(n).enumerate() {
+        for (channel, ((b, &w), &step)) in b.iter_mut().zip(row).zip(&steps).enumerate() {
+            let Some(mean) = means.get(rewrite::feature(linear, k, n, row_idx, channel)) else { continue };
             *b += mean * (w - f64::from(weight_code(w, step, lo, hi)) * f64::from(step));
         }
     }

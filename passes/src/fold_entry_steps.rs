@@ -8,7 +8,7 @@
 //! behind it see the folded weights, which are those that the device stores;
 //! their steps must be found after this pass. `calibrate` does both in order.
 
-use qail_ir::{Binary, BinaryFn, Constant, FakeQuant, Graph, NodeId, Op, Origin, ValueId};
+use qail_ir::{Binary, BinaryFn, Constant, FakeQuant, Graph, Linear, NodeId, Op, Origin, ValueId};
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
@@ -102,7 +102,7 @@ fn is_power_of_two(step: f64) -> bool {
 
 /// The constant weights of a layer, and their quantizer if they have one.
 fn weights(graph: &Graph, layer: NodeId) -> Option<(ValueId, Option<NodeId>)> {
-    let Op::Linear(_) = graph.node(layer).op else { return None };
+    let Op::Linear(Linear { groups: 1, .. }) = graph.node(layer).op else { return None };
     let w = *graph.operands(layer).get(1)?;
     if graph.const_of(w).is_some() {
         return Some((w, None));

@@ -140,7 +140,7 @@ fn keeps_features(graph: &Graph, id: NodeId) -> bool {
 
 /// What becomes of the readers of a chain.
 struct Mapped {
-    /// Scale and shift of each row of the weights, for each layer.
+    /// Scale and shift of each input feature, for each layer.
     rows: Vec<Affine>,
     /// Windows whose fill changes.
     fills: Vec<(NodeId, f32)>,
@@ -151,7 +151,7 @@ fn mapped(graph: &Graph, chain: &Chain, readers: &[Reader]) -> Result<Mapped, &'
     let mut mapped = Mapped { rows: Vec::new(), fills: Vec::new() };
     let of_bytes = flow::is_of_bytes(graph, chain.root);
     for reader in readers {
-        let k = reader.layer.k;
+        let k = reader.layer.features();
         let rows = if is_uniform(&chain.affine) {
             let spread = |all: &[f64]| all.iter().copied().cycle().take(k).collect::<Vec<f64>>();
             Affine { scale: spread(&chain.affine.scale), shift: spread(&chain.affine.shift) }
@@ -269,10 +269,11 @@ fn fold(
         let (mut w, mut b) = layer.parameters(graph)?;
         let mut shift = vec![0.0f64; layer.n];
         for (k, row) in w.chunks_exact_mut(layer.n.max(1)).enumerate() {
-            let (Some(&scale), Some(&offset)) = (rows.scale.get(k), rows.shift.get(k)) else {
-                continue;
-            };
-            for (w, shift) in row.iter_mut().zip(&mut shift) {
+            for (channel, (w, shift)) in row.iter_mut().zip(&mut shift).enumerate() {
+                let feature = layer.feature(k, channel);
+                let (Some(&scale), Some(&offset)) = (rows.scale.get(feature), rows.shift.get(feature)) else {
+                    continue;
+                };
                 *shift += offset * *w;
                 *w *= scale;
             }

@@ -88,7 +88,9 @@ fn with_act(op: &Op, f: UnaryFn) -> Option<Op> {
         | UnaryFn::Sign => false,
     };
     match op {
-        Op::Linear(Linear { act: None }) if fusible => Some(Op::Linear(Linear { act: Some(f) })),
+        Op::Linear(Linear { act: None, groups }) if fusible => {
+            Some(Op::Linear(Linear { act: Some(f), groups: *groups }))
+        }
         Op::LinearWq(LinearWq { act: None, group }) if fusible => {
             Some(Op::LinearWq(LinearWq { act: Some(f), group: *group }))
         }

@@ -117,13 +117,14 @@ impl Pass for InsertFakeQuant {
 fn split_curved(graph: &mut Graph) -> Result<(), PassError> {
     let mut dead = Vec::new();
     for id in graph.topo() {
-        let Some(ConstLinear { op: Linear { act: Some(f) }, .. }) = ConstLinear::matching(graph, id) else { continue };
+        let Some(layer) = ConstLinear::matching(graph, id) else { continue };
+        let Linear { act: Some(f), groups } = layer.op else { continue };
         if flow::clamps(f) {
             continue;
         }
         let node = graph.node(id).clone();
         let operands = graph.operands(id);
-        let bare = Op::Linear(Linear { act: None });
+        let bare = Op::Linear(Linear { act: None, groups });
         let linear = rewrite::add(graph, &format!("{}.pre", node.name), bare, &operands, node.origin)?;
         rewrite::replace(graph, id, Op::Unary(Unary { f }), &[linear])?;
         dead.push(id);
@@ -254,6 +255,8 @@ impl Insertion {
         let has_windows = movements.iter().any(|&id| matches!(graph.node(id).op, Op::Unfold(_)));
         let is_image = has_windows || flow::is_of_bytes(graph, root);
         let (value, movements, kind) = match (edge.first, is_image) {
+            // A step a feature moves into the rows of weights, which groups of channels share.
+            (true, false) if layer.op.groups > 1 => (layer.x, vec![], Kind::Whole),
             (true, false) => (layer.x, vec![], Kind::Features),
             (true, true) => (root, movements, Kind::Whole),
             (false, false) => (layer.x, vec![], Kind::Island),
@@ -269,6 +272,10 @@ impl Insertion {
         let place = *self.places.entry((value, group)).or_insert(next);
         match self.plans.get_mut(place) {
             Some((_, known)) => {
+                // One step suits every reader.
+                if kind == Kind::Whole {
+                    known.kind = Kind::Whole;
+                }
                 known.readers.push(reader);
                 false
             }
@@ -321,7 +328,7 @@ impl Insertion {
             queue.push((value, reader, None));
         };
         if let Some([a, b]) = flow::addends(graph, source) {
-            let is_layer = |value: ValueId| matches!(graph.op(value), Op::Linear(Linear { act: None }));
+            let is_layer = |value: ValueId| matches!(graph.op(value), Op::Linear(Linear { act: None, .. }));
             // One operand may be the accumulators of a layer that nobody else reads.
             let whole = graph.ty(a) == graph.ty(b);
             let free = |value: ValueId| is_layer(value) && graph.sole_user(value) == Some(source.node);

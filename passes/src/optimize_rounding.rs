@@ -21,7 +21,7 @@
 use std::collections::BTreeMap;
 
 use qail_ir::{
-    Constant, FakeQuant, Graph, NodeId, Op, ValueId,
+    Constant, FakeQuant, Graph, Linear, NodeId, Op, ValueId,
     interp::{Data, Interpreter, Tensor},
 };
 
@@ -187,7 +187,8 @@ impl OptimizeRounding {
 }
 
 fn layer(graph: &Graph, id: NodeId) -> Result<Option<Layer>, PassError> {
-    let Op::Linear(_) = graph.node(id).op else { return Ok(None) };
+    // A channel of a group has a few weights, which have little to take errors back with.
+    let Op::Linear(Linear { groups: 1, .. }) = graph.node(id).op else { return Ok(None) };
     let [x, quantizer, b] = graph.operands(id)[..] else { return Ok(None) };
     let Op::FakeQuant(FakeQuant { scheme, lo, hi, axis: Some(1), group: None }) = *graph.op(quantizer) else {
         return Ok(None);

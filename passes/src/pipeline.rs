@@ -3,7 +3,7 @@
 use qail_ir::{Graph, Op};
 
 use crate::{
-    AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldNormalizer,
+    AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, ExpandGroups, FoldConstants, FoldNormalizer,
     FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize,
     LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, Precision,
     QuantizeWeights,
@@ -75,6 +75,7 @@ pub fn given_pipeline() -> Vec<Box<dyn Pass>> {
         Box::new(EliminateDeadCode),
         Box::new(AdoptWeights),
         Box::new(LowerQuant),
+        Box::new(ExpandGroups),
         Box::new(FuseLinearAct),
         Box::new(EliminateDeadCode),
     ]
@@ -133,6 +134,7 @@ pub fn finish(options: &PipelineOptions) -> Vec<Box<dyn Pass>> {
         passes.push(Box::new(LowerQuant));
     }
     // Layers that stay in floats, whatever the precision.
+    passes.push(Box::new(ExpandGroups));
     passes.push(Box::new(FuseLinearAct));
     passes.push(Box::new(EliminateDeadCode));
     passes

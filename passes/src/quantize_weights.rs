@@ -75,9 +75,13 @@ impl Pass for QuantizeWeights {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
-        let layers: Vec<ConstLinear> =
+        let all: Vec<ConstLinear> =
             graph.topo().into_iter().filter_map(|id| ConstLinear::matching(graph, id)).collect();
-        let ids: BTreeSet<NodeId> = layers.iter().map(|layer| layer.id).collect();
+        let ids: BTreeSet<NodeId> = all.iter().map(|layer| layer.id).collect();
+        let (layers, in_groups): (Vec<_>, Vec<_>) = all.into_iter().partition(|layer| layer.op.groups == 1);
+        for layer in in_groups {
+            cx.declined(graph, layer.id, "its channels see groups of features; its few weights stay floats");
+        }
         let bits: Vec<u8> = layers
             .iter()
             .map(

@@ -1,7 +1,7 @@
 //! All passes by name.
 
 use crate::{
-    AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldEntrySteps,
+    AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, ExpandGroups, FoldConstants, FoldEntrySteps,
     FoldNormalizer, FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish,
     LiftNormalize, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass,
     PassError, PassOptions, QuantizeWeights, Rebatch, TabulateTurns,
@@ -23,6 +23,7 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "canonicalize", build: |_| Ok(Box::new(Canonicalize)) },
     Entry { name: "correct-bias", build: |_| Ok(Box::new(CorrectBias)) },
     Entry { name: "eliminate-dead-code", build: |_| Ok(Box::new(EliminateDeadCode)) },
+    Entry { name: "expand-groups", build: |_| Ok(Box::new(ExpandGroups)) },
     Entry {
         name: "fold-constants",
         build: |options| {

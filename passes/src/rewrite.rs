@@ -84,7 +84,7 @@ pub(crate) struct ConstLinear {
     pub(crate) x: ValueId,
     pub(crate) w: ValueId,
     pub(crate) b: ValueId,
-    /// Rows of the weights: input features.
+    /// Rows of the weights: input features of a group of channels.
     pub(crate) k: usize,
     /// Columns of the weights: output channels.
     pub(crate) n: usize,
@@ -98,6 +98,16 @@ impl ConstLinear {
         let [k, n] = graph.const_of(w)?.ty.shape[..] else { return None };
         graph.const_of(b)?;
         Some(Self { id, op: op.clone(), x, w, b, k, n })
+    }
+
+    /// Input features of all groups together.
+    pub(crate) fn features(&self) -> usize {
+        self.k.saturating_mul(self.op.groups)
+    }
+
+    /// The feature that row `k` of the weights of channel `n` multiplies.
+    pub(crate) fn feature(&self, k: usize, n: usize) -> usize {
+        feature(&self.op, self.k, self.n, k, n)
     }
 
     /// Weights `[K, N]` and bias `[N]` in `f64`.
@@ -123,6 +133,12 @@ impl ConstLinear {
     pub(crate) fn set_bias(&self, graph: &mut Graph, b: &[f64]) {
         set_const_operand(graph, self.id, 2, Constant::f32([self.n], &round(b)));
     }
+}
+
+/// The feature that row `k` of the weights `[K, N]` of channel `channel` multiplies.
+pub(crate) fn feature(op: &Linear, n_rows: usize, n: usize, k: usize, channel: usize) -> usize {
+    let channels_per_group = (n / op.groups.max(1)).max(1);
+    channel / channels_per_group * n_rows + k
 }
 
 fn round(x: &[f64]) -> Vec<f32> {

@@ -15,7 +15,7 @@ use qail_ir::{
 use qail_passes::{PassContext, PassManager, PipelineOptions, Precision, pipeline, quant::LoweringReport};
 use support::{
     floats,
-    network::{image_of_bytes, image_of_floats, samples},
+    network::{image_of_bytes, image_of_floats, samples, separable},
 };
 
 fn quantize(graph: &Graph, precision: Precision) -> (Graph, Graph, LoweringReport) {
@@ -68,6 +68,26 @@ fn everything_between_image_and_action_runs_on_codes() {
 }
 
 #[test]
+fn channels_with_windows_of_their_own_run_on_codes() {
+    let graph = separable();
+    let data = samples(&graph, 9, 40);
+    for (precision, bound) in [(Precision::W8A8, 1e-3), (Precision::W4A8, 0.1), (Precision::W4A4, 0.3)] {
+        let (fake, integer, report) = quantize(&graph, precision);
+        assert!(report.float_layers.is_empty() && report.islands.is_empty(), "{report:?}");
+        let groups = integer.topo().into_iter().filter_map(|id| match &integer.node(id).op {
+            Op::QLinear(linear) => Some(linear.groups),
+            _ => None,
+        });
+        assert_eq!(groups.collect::<Vec<_>>(), [1, 6, 1, 8, 1]);
+        assert_eq!(report.sums.len(), 4, "{:?}", report.sums);
+        let loss = noise(&graph, &integer, &data);
+        println!("{precision}: {loss:.1e}, of the simulation {:.1e}", noise(&fake, &integer, &data));
+        assert!(loss < bound, "{precision}: {loss}");
+        assert!(noise(&fake, &integer, &data) < loss / 4.0);
+    }
+}
+
+#[test]
 fn bytes_enter_as_codes() {
     let (_, integer, report) = quantize(&image_of_bytes(), Precision::W4A4);
     let entry = &report.layers[0].input_codes;
@@ -90,14 +110,17 @@ fn a_lowered_network_stays_as_it_is() {
 
 #[test]
 fn floats_keep_the_results_of_the_source() {
-    let graph = image_of_floats();
-    let mut floats = graph.clone();
-    let options = PipelineOptions::new(Precision::F32);
-    PassManager::new(pipeline::prepare(&options)).run(&mut floats, &mut PassContext::new()).unwrap();
-    PassManager::new(pipeline::finish(&options)).run(&mut floats, &mut PassContext::new()).unwrap();
-    for sample in samples(&graph, 3, 5) {
-        assert_eq!(run(&graph, &sample).unwrap(), run(&floats, &sample).unwrap());
+    for graph in [image_of_floats(), separable()] {
+        let mut floats = graph.clone();
+        let options = PipelineOptions::new(Precision::F32);
+        PassManager::new(pipeline::prepare(&options)).run(&mut floats, &mut PassContext::new()).unwrap();
+        PassManager::new(pipeline::finish(&options)).run(&mut floats, &mut PassContext::new()).unwrap();
+        for sample in samples(&graph, 3, 5) {
+            assert_eq!(run(&graph, &sample).unwrap(), run(&floats, &sample).unwrap());
+        }
+        let ops = || floats.topo().into_iter().map(|id| &floats.node(id).op);
+        assert!(!ops().any(|op| matches!(op, Op::Linear(linear) if linear.groups > 1)));
+        let of_images = ops().filter(|op| matches!(op, Op::Transpose(transpose) if transpose.perm.len() == 4));
+        assert_eq!(of_images.count(), 1, "only that of the image");
     }
-    let transposes = floats.topo().into_iter().filter(|&id| matches!(floats.node(id).op, Op::Transpose(_)));
-    assert_eq!(transposes.count(), 1, "only that of the image");
 }

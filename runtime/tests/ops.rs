@@ -312,3 +312,43 @@ fn a_repeat_looks_up_its_constants_by_the_turn() {
     b.step("loop", Place::Device, Op::Repeat(step::Repeat { n: 3, steps, turn: Some(turn) }));
     assert_eq!(run(b.finish(&[("x", x)], &[("state", state)]), &[0.5]), [111.5]);
 }
+
+#[test]
+fn a_group_of_channels_sees_its_own_codes() {
+    // Two rows, two groups of three features, two channels each; bytes and 16 bits.
+    for (storage, lo, hi) in [(Storage::I8, -128, 127), (Storage::I16, -32_639, 32_639)] {
+        let mut b = Builder::default();
+        b.manifest.required_features = vec!["groups".to_owned()];
+        let x = b.tensor("x", Storage::F32, &[2, 6], HOST);
+        let q = b.tensor("q", storage, &[2, 6], DEVICE);
+        let acc = b.tensor("acc", Storage::I32, &[2, 4], DEVICE);
+        let fused = b.tensor("fused", Storage::I8, &[2, 4], DEVICE);
+        let y = b.tensor("y", Storage::F32, &[2, 4], HOST);
+        let factor = b.floats("r", &[1.0]);
+        b.step("in", Place::Host, Op::Quantize(step::Quantize { x, out: q, factor, lo, hi, zero_point: 0 }));
+        let weights: [i8; 12] = [1, 2, 3, -1, -2, -3, 100, 0, -128, 7, 7, 7];
+        let weight = b.writer.add_section("w", Layout::I8, &weights.map(|w| w as u8)).unwrap();
+        let bias = b.ints("b", &[0, 1, 2, 3]);
+        let requantize = step::Requantize {
+            m: b.ints("m", &[32_769; 4]),
+            shift: b.ints("shift", &[16; 4]),
+            lo: -100,
+            hi: 100,
+            zero_point: 0,
+            table: None,
+            table_lo: 0,
+        };
+        let product = step::QGroups { x: q, out: acc, weight, bias, k: 3, n: 4, rows: 2, requantize: None, groups: 2 };
+        let fused_product = step::QGroups { out: fused, requantize: Some(requantize), ..product.clone() };
+        b.step("product", Place::Device, Op::QGroups(product));
+        b.step("fused", Place::Device, Op::QGroups(fused_product));
+        let scale = b.doubles("s", &[1.0]);
+        b.step("out", Place::Host, Op::Dequantize(step::Dequantize { x: acc, out: y, scale, zero_point: 0 }));
+        let mut session = session(b.finish(&[("x", x)], &[("y", y)]));
+        let mut y = [0.0; 8];
+        let rows = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -1.0, 0.0, 1.0, 127.0, -128.0, 0.0];
+        session.run(&[TensorView::F32(&rows)], &mut [TensorViewMut::F32(&mut y)]).unwrap();
+        assert_eq!(y, [14.0, -13.0, 400.0 - 768.0 + 2.0, 7.0 * 15.0 + 3.0, 2.0, -1.0, 12_702.0, -4.0]);
+        assert_eq!(session.read_codes("fused").unwrap(), [7, -7, -100, 54, 1, -1, 100, -2]);
+    }
+}

@@ -21,6 +21,7 @@ pub(crate) mod function;
 pub(crate) mod linear_f32;
 pub(crate) mod linear_wq;
 pub(crate) mod matmul_f32;
+pub(crate) mod qgroups;
 pub(crate) mod qlinear;
 pub(crate) mod reduce;
 pub(crate) mod requantize;
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    pub(crate) const SOURCES: [(&str, &str); 23] = [
+    pub(crate) const SOURCES: [(&str, &str); 24] = [
         ("binary", binary::SOURCE),
         ("attention", rows::ATTENTION),
         ("choose", select::CHOOSE),
@@ -227,6 +228,7 @@ mod tests {
         ("matmul_f32", matmul_f32::SOURCE),
         ("normalize", rows::NORMALIZE),
         ("qadd", codes::QADD),
+        ("qgroups", qgroups::SOURCE),
         ("qlinear_w4", qlinear::W4),
         ("qlinear_w8", qlinear::W8),
         ("reduce", reduce::SOURCE),

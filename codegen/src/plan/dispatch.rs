@@ -13,6 +13,7 @@ use crate::{
         linear_f32::LinearF32,
         linear_wq::LinearWq,
         matmul_f32::MatMulF32,
+        qgroups::QGroups,
         qlinear::{Finish, QLinear},
         reduce, requantize, rows as row_kernels, select,
         unary::Unary,
@@ -105,6 +106,22 @@ fn choose(builder: &Builder<'_>, node: &str, op: &step::Op) -> Result<Use, Codeg
             .specialize(node)?;
             let bindings = vec![tensor(op.x), section(op.weight), section(op.bias), m, shift, table, tensor(op.out)];
             Ok(Use { shader, bindings })
+        }
+        step::Op::QGroups(op) => {
+            let (x, out) = (builder.entry(op.x)?, builder.entry(op.out)?);
+            let (finish, [m, shift, table]) = finish(op.requantize.as_ref(), out, op.bias);
+            let shader = QGroups {
+                k: op.k,
+                n: op.n,
+                channels: op.n / op.groups.max(1),
+                rows: op.rows,
+                x_stride: x.stride,
+                planes: if x.storage() == Storage::I16 { 2 } else { 1 },
+                out_stride: out.stride,
+                finish,
+            };
+            let bindings = vec![tensor(op.x), section(op.weight), section(op.bias), m, shift, table, tensor(op.out)];
+            Ok(Use { shader: shader.specialize(node)?, bindings })
         }
         step::Op::Requantize(op) => {
             let (x, out) = (builder.entry(op.x)?, builder.entry(op.out)?);

@@ -185,10 +185,13 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
     let Builder { sections, tensors, steps, .. } = builder;
     let is_new = graph.repeat.is_some() || !graph.states.is_empty() || !entry.noise.is_empty();
     let min_reader = if is_new { 3 } else { min_reader(&steps) };
+    let mut required_features = required_features(&steps);
+    if graph.repeat.is_some() {
+        required_features.push("repeat".to_owned());
+    }
     let turn = graph.repeat.as_ref().and_then(|repeat| repeat.turn.as_deref());
     let turn = turn.and_then(|name| by_node.get(&graph.input_named(name)?.node)).copied();
     entry.steps = turns.fold(steps, graph.repeat.as_ref(), turn)?;
-    let required_features = if graph.repeat.is_some() { vec!["repeat".to_owned()] } else { Vec::new() };
     let manifest = Manifest {
         min_reader,
         required_features,
@@ -211,6 +214,12 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
         ..Manifest::default()
     };
     Ok(Plan { manifest, sections })
+}
+
+/// What a reader must know beside its version.
+fn required_features(steps: &[Step]) -> Vec<String> {
+    let in_groups = steps.iter().any(|step| matches!(step.op, Some(step::Op::QGroups(_))));
+    in_groups.then(|| "groups".to_owned()).into_iter().collect()
 }
 
 /// Oldest reader that knows every step: 1 for what matrix products and functions
@@ -241,7 +250,8 @@ fn min_reader(steps: &[Step]) -> u32 {
         | step::Op::Order(_)
         | step::Op::Scan(_)
         | step::Op::Cast(_)
-        | step::Op::QAdd(_) => false,
+        | step::Op::QAdd(_)
+        | step::Op::QGroups(_) => false,
     };
     if steps.iter().filter_map(|step| step.op.as_ref()).all(is_old) { 1 } else { 2 }
 }
@@ -298,6 +308,9 @@ impl Builder<'_> {
             Op::Unary(op) => self.unary(node, function::unary(op.f), place),
             Op::Binary(op) => self.binary(node, op.f, place),
             Op::MatMul(_) => self.matmul(node),
+            Op::Linear(op) if op.groups > 1 => {
+                Err(self.unsupported(node, "groups of channels in floats; run `expand-groups` first"))
+            }
             Op::Linear(op) => self.linear(node, op.act, placement),
             Op::Reshape(_) => self.reshape(node, place, inputs),
             Op::Transpose(op) => self.transpose(node, &op.perm, place),
@@ -308,7 +321,7 @@ impl Builder<'_> {
             Op::Cast(_) => self.cast(node, place),
             Op::FakeQuant(_) => Err(self.unsupported(node, "lower the graph to integers first")),
             Op::Quantize(op) => self.quantize(node, op),
-            Op::QLinear(_) => self.qlinear(node, fusions),
+            Op::QLinear(op) => self.qlinear(node, op.groups, fusions),
             Op::Requantize(_) => self.requantize(node, fusions),
             Op::Lookup(_) => self.lookup(node, fusions),
             Op::Dequantize(op) => self.dequantize(node, op),

@@ -92,7 +92,7 @@ impl Builder<'_> {
     }
 
     /// Integer matrix product, with what follows it.
-    pub(crate) fn qlinear(&mut self, node: NodeId, fusions: &Fusions) -> Result<(), CodegenError> {
+    pub(crate) fn qlinear(&mut self, node: NodeId, groups: usize, fusions: &Fusions) -> Result<(), CodegenError> {
         let [x_value, w_value, b_value] = self.operands(node)?;
         let w = self.constant(node, w_value, "weight")?;
         let &[k, n] = &w.ty.shape[..] else {
@@ -130,7 +130,10 @@ impl Builder<'_> {
             stored_bias.push(b);
         }
 
-        let weight = self.weight_section(node, w_value, &codes, k, n)?;
+        let weight = match groups {
+            1 => self.weight_section(node, w_value, &codes, k, n)?,
+            _ => self.group_section(node, &codes, n)?,
+        };
         let bias = self.i32_section(node, "bias", &stored_bias)?;
         let (result, requantize) = match fusions.requantize.get(&node) {
             None => (node, None),
@@ -138,9 +141,23 @@ impl Builder<'_> {
         };
         let out = self.result(result)?;
         let rows = rows(&self.entry(out)?.shape);
-        let step = step::QLinear { x, out, weight, bias, k: k as u64, n: n as u64, rows, requantize };
-        self.push(node, Place::Device, step::Op::QLinear(step));
+        let (k, n, groups) = (k as u64, n as u64, groups as u64);
+        let op = match groups {
+            1 => step::Op::QLinear(step::QLinear { x, out, weight, bias, k, n, rows, requantize }),
+            _ => step::Op::QGroups(step::QGroups { x, out, weight, bias, k, n, rows, requantize, groups }),
+        };
+        self.push(node, Place::Device, op);
         Ok(())
+    }
+
+    /// Weights of groups of channels: the few codes of a channel one after the other.
+    fn group_section(&mut self, node: NodeId, codes: &[i8], n: usize) -> Result<u32, CodegenError> {
+        let mut bytes = Vec::with_capacity(codes.len());
+        for channel in 0..n {
+            bytes.extend(codes.iter().skip(channel).step_by(n.max(1)).map(|&code| code as u8));
+        }
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        self.section(&format!("{}.weight", self.name(node)), Layout::I8, bytes)
     }
 
     /// A requantization that is not part of a matrix product.

@@ -10,7 +10,9 @@
 //! with an odd `j`, hence `|acc * M| >= m / 2 >= 2^14`, which both clamp to the
 //! same end of an 8-bit range. Wider results are refused.
 
-use qail_ir::{Dequantize, Graph, LinearWq, NodeId, Op, Quantize, Requantize, UnaryFn, ValueId, fixed::Multiplier};
+use qail_ir::{
+    Dequantize, Graph, Linear, LinearWq, NodeId, Op, QLinear, Quantize, Requantize, UnaryFn, ValueId, fixed::Multiplier,
+};
 
 use super::{
     ExportError, ExportOptions,
@@ -75,6 +77,9 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
             emitter.mark_inexact(id);
             round_to_f32(&mut emitter.builder, &sum, &out);
             Ok(Tensor::new(out, F32))
+        }
+        Op::Linear(Linear { groups: 2.., .. }) | Op::QLinear(QLinear { groups: 2.. }) => {
+            Err(emitter.unsupported(id, "this export does not write groups of channels yet; use another format"))
         }
         Op::Linear(linear) => {
             let w = emitter.operand_value(id, 1)?;

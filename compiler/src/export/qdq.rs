@@ -91,6 +91,9 @@ impl<'g> Qdq<'g> {
                 self.emitter.builder.node("MatMul", &[&a.name, &b.name], Vec::new(), &out);
                 Ok(Tensor::new(out, F32))
             }
+            Op::Linear(Linear { groups: 2.., .. }) => Err(self
+                .emitter
+                .unsupported(id, "this export does not write groups of channels yet; use another format")),
             Op::Linear(linear) => self.linear(id, linear),
             Op::LinearWq(linear) => self.linear_wq(id, linear),
             Op::Reduce(reduce) => {

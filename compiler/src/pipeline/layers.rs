@@ -12,17 +12,19 @@ pub(super) fn layers(graph: &Graph, lowering: Option<&LoweringReport>) -> Vec<La
 fn layer(graph: &Graph, id: NodeId, lowering: Option<&LoweringReport>) -> Option<Layer> {
     let node = graph.node(id);
     match &node.op {
-        Op::QLinear(_) => {
+        Op::QLinear(linear) => {
             let lowered = lowering?.layers.iter().find(|layer| layer.acc == node.name)?;
             let (k, n) = (lowered.k as u64, lowered.n as u64);
             let bits = u32::from(lowered.weight_scheme.bits);
+            // The few weights of a channel in a group are bytes in the file.
+            let stored_bits = if linear.groups > 1 { 8 } else { u64::from(bits) };
             // Codes, then 4 bytes a channel for the bias, and 8 for the
             // multiplier of a requantization or the scale of an exit.
             let per_channel = 4 + 8 * lowered.requantizes.len().max(1) as u64;
             Some(Layer {
                 weight_bits: bits,
                 activation_bits: u32::from(lowered.input_codes.scheme.bits),
-                size_after: (k * n * u64::from(bits)).div_ceil(8) + per_channel * n,
+                size_after: (k * n * stored_bits).div_ceil(8) + per_channel * n,
                 ..weights(node, k, n)
             })
         }

@@ -539,3 +539,15 @@ fn operators_survive_what_they_do_not_expect() {
     }
     assert!(n_models > 100, "only {n_models} were accepted");
 }
+
+#[test]
+fn pools_of_more_windows_than_can_be_counted_are_refused() {
+    let ints = |name: &str, list: &[i64]| AttributeProto::ints(name, list);
+    let pool = |extent: i64| {
+        let window = vec![ints("kernel_shape", &[2]), ints("pads", &[1, 0])];
+        Tiny::new(13, &[1, 1, extent]).node("AveragePool", "x", "y", window)
+    };
+    assert!(pool(1 << 20).import().is_ok());
+    let error = format!("{:?}", pool(1 << 27).import().unwrap_err());
+    assert!(error.contains("134217728 windows along an axis, more than 1048576"), "{error}");
+}

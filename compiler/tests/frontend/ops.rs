@@ -620,3 +620,29 @@ fn a_shape_that_depends_on_data_is_refused() {
       Reshape `Reshape_0`: its new shape is computed at run time; export with fixed shapes, or simplify the model first, for example with `onnxsim`
     ");
 }
+
+#[test]
+fn an_average_that_leaves_its_padding_out_is_cut_into_parts_of_equal_windows() {
+    let pool = |more: Vec<AttributeProto>| {
+        let window = vec![AttributeProto::ints("kernel_shape", &[1, 3]), AttributeProto::ints("pads", &[0, 1, 0, 1])];
+        Tiny::new(13, &[1, 1, 1, 5]).node("AveragePool", "x", "y", [window, more].concat())
+    };
+    // Of -2, -1, 0, 1, 2.
+    assert_eq!(pool(vec![]).run("y"), [-1.5, -1.0, 0.0, 1.0, 1.5]);
+    let qir = pool(vec![]).qir();
+    assert!(qir.contains("concat") && qir.contains("reduce_mean") && !qir.contains("= div"), "{qir}");
+    let counted = pool(vec![AttributeProto::int("count_include_pad", 1)]);
+    assert_eq!(counted.run("y"), [-1.0, -1.0, 0.0, 1.0, 1.0]);
+    assert!(!counted.qir().contains("concat"));
+}
+
+#[test]
+fn a_channel_with_a_window_of_its_own_is_a_group() {
+    let conv = Tiny::new(13, &[1, 2, 1, 2])
+        .f32("w", &[4, 1, 1, 2], &[1.0, 2.0, 10.0, 20.0, 3.0, 4.0, 30.0, 40.0])
+        .f32("b", &[4], &[0.5, 0.0, 0.0, 0.0])
+        .node("Conv", "x w b", "y", vec![AttributeProto::int("group", 2)]);
+    // Channels -2, -1 and 0, 1.
+    assert_eq!(conv.run("y"), [-3.5, -40.0, 4.0, 40.0]);
+    assert!(conv.qir().contains("groups = 2"), "{}", conv.qir());
+}

@@ -260,6 +260,11 @@ fn packed_blocks_become_groups() {
     };
     let expected: Vec<i64> = (0..20).flat_map(|k| [expected(k, 0), expected(k, 1)]).collect();
     assert_eq!(codes, expected);
+    // Scales may be negative; the whole way to a plan takes them.
+    let mut whole = graph(&tiny);
+    let passes = qail_passes::pipeline::given_pipeline();
+    qail_passes::PassManager::new(passes).run(&mut whole, &mut qail_passes::PassContext::new()).unwrap();
+    assert!(whole.topo().into_iter().any(|id| matches!(whole.node(id).op, Op::LinearWq(_))));
     assert!(invalid(&nbits(attributes(20, 2))).contains("bytes"));
     assert!(invalid(&nbits(attributes(1 << 40, 4))).contains("attribute `K`"));
     assert!(refusal(&nbits(attributes(20, 5))).contains("weights of 5 bits"));

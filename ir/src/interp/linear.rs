@@ -15,6 +15,22 @@ fn accumulate(out: &mut [f32], x: &[f32], w: &[f32]) {
     }
 }
 
+/// As [`accumulate`], in groups: every part of `out` sees its own part of `x`.
+fn accumulate_groups(out: &mut [f32], x: &[f32], w: &[f32], groups: usize) {
+    if groups <= 1 {
+        return accumulate(out, x, w);
+    }
+    let (n, k) = (out.len(), x.len() / groups);
+    let per_group = n / groups;
+    for (group, out) in out.chunks_exact_mut(per_group.max(1)).enumerate() {
+        for (&x, w) in x.iter().skip(group * k).take(k).zip(w.chunks_exact(n.max(1))) {
+            for (out, &w) in out.iter_mut().zip(w.iter().skip(group * per_group)) {
+                *out += x * w;
+            }
+        }
+    }
+}
+
 /// Bias and function, in place.
 fn finish(out: &mut [f32], b: &[f32], act: Option<UnaryFn>) {
     for (out, &b) in out.iter_mut().zip(b) {
@@ -42,7 +58,7 @@ pub(super) fn linear(linear: &Linear, operands: &[&Tensor]) -> Result<Data, Faul
     let n = b.len();
     let mut out = vec![0.0; n_rows * n];
     for (i, out) in out.chunks_exact_mut(n.max(1)).enumerate() {
-        accumulate(out, row(x, i, k)?, w);
+        accumulate_groups(out, row(x, i, k)?, w, linear.groups);
         finish(out, b, linear.act);
     }
     Ok(Data::F32(out))
@@ -104,6 +120,23 @@ mod tests {
         assert_eq!(y("linear %x, %w, %b : f32[2, 3]", &inputs).as_f32().unwrap(), [9.5, -88.0, 16.0, 1.5, -99.5, 1.0]);
         let relu = y("linear %x, %w, %b {act = relu} : f32[2, 3]", &inputs);
         assert_eq!(relu.as_f32().unwrap(), [9.5, 0.0, 16.0, 1.5, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn a_group_of_channels_sees_its_own_features() {
+        let inputs = [
+            f32("x", [1, 4], &[1.0, 2.0, 10.0, 20.0]),
+            f32("w", [2, 4], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]),
+            f32("b", [4], &[0.5, 0.0, 0.0, 0.0]),
+        ];
+        let out = y("linear %x, %w, %b {groups = 2} : f32[1, 4]", &inputs);
+        // 1*1 + 2*5 + 0.5, 1*2 + 2*6, 10*3 + 20*7, 10*4 + 20*8.
+        assert_eq!(out.as_f32().unwrap(), [11.5, 14.0, 170.0, 200.0]);
+        // One feature a channel: a product.
+        let inputs =
+            [f32("x", [2, 2], &[1.0, 2.0, 3.0, 4.0]), f32("w", [1, 2], &[10.0, -1.0]), f32("b", [2], &[0.0; 2])];
+        let out = y("linear %x, %w, %b {groups = 2} : f32[2, 2]", &inputs);
+        assert_eq!(out.as_f32().unwrap(), [10.0, -2.0, 30.0, -4.0]);
     }
 
     #[test]

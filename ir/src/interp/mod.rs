@@ -289,7 +289,7 @@ pub fn eval(node: &Node, operands: &[&Tensor]) -> Result<Tensor, InterpError> {
         Op::QSum(op) => integer::q_sum(op, operands),
         Op::FakeQuant(fake) => quant::fake_quant(fake, operands),
         Op::Quantize(quantize) => quant::quantize(quantize, operands),
-        Op::QLinear(_) => quant::qlinear(operands),
+        Op::QLinear(linear) => quant::qlinear(linear, operands),
         Op::Requantize(requantize) => quant::requantize(requantize, operands),
         Op::Lookup(_) => quant::lookup(operands),
         Op::Dequantize(dequantize) => quant::dequantize(dequantize, operands),

@@ -1,6 +1,6 @@
 //! Quantized operations: the formulas of [`Op`](crate::Op), word by word.
 
-use crate::{Dequantize, FakeQuant, Quantize, Requantize, fixed::Multiplier};
+use crate::{Dequantize, FakeQuant, QLinear, Quantize, Requantize, fixed::Multiplier};
 
 use super::{
     Data, Fault, Tensor, f32s, f64s, ints,
@@ -61,17 +61,21 @@ pub(super) fn quantize(quantize: &Quantize, operands: &[&Tensor]) -> Result<Data
 
 /// Codes have at most 16 bits and a graph at most 2^30 elements, so an `i64`
 /// holds every sum; the result must fit an `i32`.
-pub(super) fn qlinear(operands: &[&Tensor]) -> Result<Data, Fault> {
+pub(super) fn qlinear(linear: &QLinear, operands: &[&Tensor]) -> Result<Data, Fault> {
     let (x, w, b) = (ints(operands, 0)?, ints(operands, 1)?, ints(operands, 2)?);
     let (n_rows, k) = rows(tensor(operands, 0)?);
     let n = b.len();
+    let groups = linear.groups.max(1);
+    let (k_group, n_group) = ((k / groups).max(1), n / groups);
     let mut out = Vec::with_capacity(n_rows * n);
     let mut acc = vec![0i64; n];
     for i in 0..n_rows {
         acc.copy_from_slice(b);
-        for (&x, w) in row(x, i, k)?.iter().zip(w.chunks_exact(n.max(1))) {
-            for (acc, &w) in acc.iter_mut().zip(w) {
-                *acc += x * w;
+        // Every group of channels sees its own part of the row.
+        for (group, x) in row(x, i, k)?.chunks(k_group).enumerate() {
+            for (&x, w) in x.iter().zip(w.chunks_exact(n.max(1))) {
+                let channels = acc.iter_mut().zip(w).skip(group * n_group).take(n_group);
+                channels.for_each(|(acc, &w)| *acc += x * w);
             }
         }
         if let Some(channel) = acc.iter().position(|&acc| i32::try_from(acc).is_err()) {

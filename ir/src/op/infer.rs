@@ -22,8 +22,8 @@ impl Op {
                 _ => Err(self.mismatch("two tensors of one plain type", operands)),
             },
             Self::MatMul(_) => self.infer_matmul(operands),
-            Self::Linear(_) => match operands {
-                [x, w, b] if x.is_f32() && w.is_f32() && b.is_f32() => self.infer_rows(operands, x.elem),
+            Self::Linear(linear) => match operands {
+                [x, w, b] if x.is_f32() && w.is_f32() && b.is_f32() => self.infer_rows(operands, x.elem, linear.groups),
                 _ => Err(self.mismatch("x[.., K], w[K, N], b[N] of f32", operands)),
             },
             Self::Reshape(reshape) => self.infer_reshape(reshape, operands),
@@ -51,9 +51,9 @@ impl Op {
             Self::QSum(op) => self.infer_q_sum(op, operands),
             Self::FakeQuant(fake) => self.infer_fake_quant(fake, operands),
             Self::Quantize(quantize) => self.infer_quantize(quantize, operands),
-            Self::QLinear(_) => match operands {
+            Self::QLinear(linear) => match operands {
                 [x, w, b] if x.scheme().is_some() && w.scheme().is_some() && b.elem == Elem::Plain(DType::I32) => {
-                    self.infer_rows(operands, Elem::Plain(DType::I32))
+                    self.infer_rows(operands, Elem::Plain(DType::I32), linear.groups)
                 }
                 _ => Err(self.mismatch("codes x[.., K], codes w[K, N], b[N] of i32", operands)),
             },
@@ -100,12 +100,16 @@ impl Op {
         Ok(TensorType::f32(shape))
     }
 
-    /// `x[.., K]`, `w[K, N]`, `b[N]` to `[.., N]`.
-    fn infer_rows(&self, operands: &[&TensorType], elem: Elem) -> Result<TensorType, TypeError> {
-        let error = || self.mismatch("x[.., K], w[K, N], b[N]", operands);
+    /// `x[.., G * K]`, `w[K, N]`, `b[N]` to `[.., N]` for `G` groups.
+    fn infer_rows(&self, operands: &[&TensorType], elem: Elem, groups: usize) -> Result<TensorType, TypeError> {
+        let expected = match groups {
+            1 => "x[.., K], w[K, N], b[N]",
+            _ => "x[.., groups * K], w[K, N], b[N] with a multiple of groups channels",
+        };
+        let error = || self.mismatch(expected, operands);
         let [x, w, b] = operands else { return Err(error()) };
         let ([rows @ .., k], [k_w, n]) = (&x.shape[..], &w.shape[..]) else { return Err(error()) };
-        if k != k_w || b.shape != [*n] {
+        if groups == 0 || !n.is_multiple_of(groups) || k_w.checked_mul(groups) != Some(*k) || b.shape != [*n] {
             return Err(error());
         }
         let mut shape = rows.to_vec();
@@ -259,7 +263,7 @@ impl Op {
         if s.shape != [w.shape[0].div_ceil(linear.group), w.shape[1]] {
             return Err(error());
         }
-        self.infer_rows(&[x, w, b], x.elem)
+        self.infer_rows(&[x, w, b], x.elem, 1)
     }
 }
 

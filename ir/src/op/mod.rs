@@ -39,7 +39,8 @@ pub enum Op {
     Binary(Binary),
     /// `a[.., M, K] * b[.., K, N]` of two computed values, batch axes broadcast.
     MatMul(MatMul),
-    /// `act(x[.., K] * w[K, N] + b[N])`; leading axes are rows.
+    /// `act(x[.., K] * w[K, N] + b[N])`; leading axes are rows. In groups:
+    /// `x[.., G, K]`, see [`Linear::groups`].
     Linear(Linear),
     /// The same elements in another shape.
     Reshape(Reshape),
@@ -81,7 +82,8 @@ pub enum Op {
     FakeQuant(FakeQuant),
     /// Entry of a quantized region: `clamp(rne(x * r) + z)`, on the host.
     Quantize(Quantize),
-    /// `acc[.., N] = sum_k x[.., k] * w[k, N] + b[N]`, exact in `i32`.
+    /// `acc[.., N] = sum_k x[.., k] * w[k, N] + b[N]`, exact in `i32`; in groups
+    /// as [`Op::Linear`].
     QLinear(QLinear),
     /// `clamp(((acc * m + 2^(shift-1)) >> shift) + z, lo, hi)`, per channel.
     Requantize(Requantize),
@@ -138,6 +140,10 @@ pub struct MatMul;
 pub struct Linear {
     /// Function of the result.
     pub act: Option<UnaryFn>,
+    /// Groups of channels, 1 if every channel sees all features. With `G` groups the operand is
+    /// `x[.., G * K]`, and channel `n` of `w[K, N]` sees features `g * K .. (g + 1) * K`, where
+    /// `g = n / (N / G)`: the convolution of a channel with its own kernel is `N` groups.
+    pub groups: usize,
 }
 
 /// See [`Op::Reshape`].
@@ -240,7 +246,10 @@ pub struct Quantize {
 
 /// See [`Op::QLinear`].
 #[derive(Clone, Debug, PartialEq)]
-pub struct QLinear;
+pub struct QLinear {
+    /// See [`Linear::groups`].
+    pub groups: usize,
+}
 
 /// See [`Op::Requantize`]. `m` and `shift` are `i32[N]`, each pair a
 /// [`Multiplier`](crate::fixed::Multiplier).

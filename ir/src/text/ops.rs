@@ -95,6 +95,10 @@ impl<'a> Attributes<'a> {
         self.unary_fn("act")
     }
 
+    fn groups(&mut self) -> Result<usize, ParseError> {
+        Ok(self.number("groups", |found| parse(found).filter(|&groups: &usize| groups > 0))?.unwrap_or(1))
+    }
+
     fn unary_fn(&mut self, key: &str) -> Result<Option<UnaryFn>, ParseError> {
         let Some(attribute) = self.take(key) else { return Ok(None) };
         let at = attribute.at;
@@ -143,7 +147,7 @@ impl<'a> Attributes<'a> {
     pub(super) fn build(mut self, declared: &TensorType) -> Result<Op, ParseError> {
         let op = match self.op {
             "matmul" => Op::MatMul(MatMul),
-            "linear" => Op::Linear(Linear { act: self.act()? }),
+            "linear" => Op::Linear(Linear { act: self.act()?, groups: self.groups()? }),
             "reshape" => Op::Reshape(Reshape { shape: declared.shape.clone() }),
             "transpose" => Op::Transpose(Transpose { perm: self.required_list("perm", parse)? }),
             "slice" => Op::Slice(self.slice()?),
@@ -160,7 +164,7 @@ impl<'a> Attributes<'a> {
                 let zero_point = self.number("zero_point", parse)?.unwrap_or(0);
                 Op::Quantize(Quantize { scheme, lo, hi, zero_point })
             }
-            "qlinear" => Op::QLinear(QLinear),
+            "qlinear" => Op::QLinear(QLinear { groups: self.groups()? }),
             "requantize" => {
                 let scheme = self.declared_scheme(declared)?;
                 let (lo, hi) = self.range(scheme)?;

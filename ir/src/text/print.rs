@@ -164,7 +164,6 @@ fn attributes(op: &Op) -> Vec<String> {
         | Op::Cast(_)
         | Op::Compare(_)
         | Op::Where(_)
-        | Op::QLinear(_)
         | Op::Lookup(_) => vec![],
         Op::Gather(gather) => vec![format!("axis = {}", gather.axis)],
         Op::Scatter(scatter) => vec![format!("f = {}", scatter.f.name())],
@@ -203,7 +202,8 @@ fn attributes(op: &Op) -> Vec<String> {
             out
         }
         Op::Unary(unary) => unary.f.params().into_iter().map(|(key, x)| format!("{key} = {}", float(x))).collect(),
-        Op::Linear(linear) => act(linear.act),
+        Op::Linear(linear) => [act(linear.act), groups(linear.groups)].concat(),
+        Op::QLinear(linear) => groups(linear.groups),
         Op::Transpose(transpose) => vec![format!("perm = {:?}", transpose.perm)],
         Op::Slice(slice) => slice_axes(slice),
         Op::Concat(concat) => vec![format!("axis = {}", concat.axis)],
@@ -269,6 +269,10 @@ fn quantizer(fake: &FakeQuant) -> Vec<String> {
 
 fn act(act: Option<UnaryFn>) -> Vec<String> {
     act.map(|f| format!("act = {}", function::call(f))).into_iter().collect()
+}
+
+fn groups(groups: usize) -> Vec<String> {
+    if groups == 1 { vec![] } else { vec![format!("groups = {groups}")] }
 }
 
 fn range(scheme: QuantScheme, lo: i32, hi: i32) -> Vec<String> {

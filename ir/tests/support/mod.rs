@@ -167,6 +167,13 @@ impl Builder {
         self.graph.add_const("m", Constant::ints(ty, &vec![value as i64; n]), Origin::default())
     }
 
+    /// Groups of channels for `features` features, features and channels of a group of `n`.
+    fn groups(&mut self, features: usize, n: usize) -> (usize, usize, usize) {
+        let groups = 1 + self.dice.below(3);
+        let groups = if features.is_multiple_of(groups) { groups } else { 1 };
+        (groups, features / groups, n * groups)
+    }
+
     fn add(&mut self, op: Op, operands: &[ValueId]) {
         let (name, origin) = (self.dice.pick(&NAMES), self.origin());
         // What does not fit is left out: the generator may guess.
@@ -207,9 +214,10 @@ impl Builder {
                 self.add(Op::MatMul(MatMul), &[x, y]);
             }
             5 | 6 => {
-                let (w, b) = (TensorType::f32([last, n]), TensorType::f32([n]));
+                let (groups, k, n) = self.groups(last, n);
+                let (w, b) = (TensorType::f32([k, n]), TensorType::f32([n]));
                 let (w, b) = (self.constant(w, true), self.constant(b, true));
-                self.add(Op::Linear(Linear { act }), &[x, w, b]);
+                self.add(Op::Linear(Linear { act, groups }), &[x, w, b]);
             }
             7 => self.add(Op::Reshape(Reshape { shape: vec![ty.n_elements()] }), &[x]),
             8 => {
@@ -267,9 +275,10 @@ impl Builder {
                 self.add(Op::Quantize(Quantize { scheme, lo, hi: scheme.hi(), zero_point }), &[x, r]);
             }
             17 | 18 => {
-                let (w, b) = (TensorType::code(scheme, [last, n]), TensorType::plain(DType::I32, [n]));
+                let (groups, k, n) = self.groups(last, n);
+                let (w, b) = (TensorType::code(scheme, [k, n]), TensorType::plain(DType::I32, [n]));
                 let (w, b) = (self.constant(w, true), self.constant(b, true));
-                self.add(Op::QLinear(QLinear), &[x, w, b]);
+                self.add(Op::QLinear(QLinear { groups }), &[x, w, b]);
             }
             19 => {
                 let (m, shift) = (32769 + 2 * self.dice.below(16000), 1 + self.dice.below(40));

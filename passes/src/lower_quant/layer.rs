@@ -50,7 +50,7 @@ impl Lowering {
         let (codes, info) = input.ok_or_else(missing)?;
         let parameters = Parameters::read(graph, id, quantized)?;
         let node = graph.node(id).clone();
-        let QuantizedLayer { k, n, quantizer, ref fake, .. } = *quantized;
+        let QuantizedLayer { k, n, groups, quantizer, ref fake, .. } = *quantized;
         let scheme = fake.scheme;
         let exit_scales = region::exit_scales(info.step, &parameters.steps);
         let w: Vec<i64> = parameters.codes(fake).collect();
@@ -76,7 +76,8 @@ impl Lowering {
         let bias = Constant::ints(TensorType::plain(DType::I32, [n]), &b);
         let bias = graph.add_const(format!("{}.bias", node.name), bias, Origin::default());
         let acc_name = format!("{}.acc", node.name);
-        let acc = rewrite::add(graph, &acc_name, Op::QLinear(QLinear), &[codes, weights, bias], node.origin.clone())?;
+        let op = Op::QLinear(QLinear { groups });
+        let acc = rewrite::add(graph, &acc_name, op, &[codes, weights, bias], node.origin.clone())?;
         let report = LoweredLayer {
             origin: node.origin.names().map(str::to_owned).collect(),
             acc: graph.node(acc.node).name.clone(),

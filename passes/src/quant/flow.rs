@@ -247,7 +247,7 @@ pub(crate) fn chain_behind(graph: &Graph, value: ValueId) -> Chain {
                 chain.first = Some(chain.source.node);
                 chain.source = operand;
             }
-            Op::Linear(Linear { act: Some(f) }) => {
+            Op::Linear(Linear { act: Some(f), .. }) => {
                 chain.functions.push(*f);
                 break;
             }

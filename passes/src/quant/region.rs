@@ -106,10 +106,12 @@ pub struct QuantizedLayer {
     pub scale: ValueId,
     /// Constant bias `[N]`.
     pub bias: ValueId,
-    /// Input features.
+    /// Input features of a group of channels: rows of the weights.
     pub k: usize,
     /// Output channels.
     pub n: usize,
+    /// Groups of channels, see [`Linear::groups`].
+    pub groups: usize,
 }
 
 /// Everything in a graph that is computed on codes.
@@ -145,7 +147,7 @@ impl Region {
                     }
                     Err(reason) => drop(region.left.insert(id, reason)),
                 },
-                Op::Linear(_) => match quantized_layer(graph, &operands)? {
+                Op::Linear(linear) => match quantized_layer(graph, &operands, linear.groups)? {
                     Some(layer) if region.has_codes(x) => drop(region.layers.insert(id, layer)),
                     _ => region.float_layers.push(id),
                 },
@@ -202,7 +204,7 @@ impl Region {
     fn addition(&self, graph: &Graph, value: ValueId) -> Option<Addition> {
         let [a, b] = flow::addends(graph, value)?;
         let is_layer = |value: ValueId| {
-            self.layers.contains_key(&value.node) && matches!(graph.op(value), Op::Linear(Linear { act: None }))
+            self.layers.contains_key(&value.node) && matches!(graph.op(value), Op::Linear(Linear { act: None, .. }))
         };
         let whole = graph.ty(a) == graph.ty(b);
         let (a, b) = if whole && !is_layer(a) && is_layer(b) { (b, a) } else { (a, b) };
@@ -242,7 +244,7 @@ fn parts(
 }
 
 /// Constant quantized weights and constant bias; `None` if they are not that.
-fn quantized_layer(graph: &Graph, operands: &[ValueId]) -> Result<Option<QuantizedLayer>, PassError> {
+fn quantized_layer(graph: &Graph, operands: &[ValueId], groups: usize) -> Result<Option<QuantizedLayer>, PassError> {
     let &[_, quantizer, bias] = operands else { return Ok(None) };
     let Op::FakeQuant(fake @ FakeQuant { axis: Some(1), group: None, .. }) = graph.op(quantizer) else {
         return Ok(None);
@@ -256,7 +258,7 @@ fn quantized_layer(graph: &Graph, operands: &[ValueId]) -> Result<Option<Quantiz
     if graph.const_of(w).is_none() || graph.const_of(bias).is_none() {
         return Ok(None);
     }
-    Ok(Some(QuantizedLayer { quantizer, fake: fake.clone(), w, scale, bias, k, n }))
+    Ok(Some(QuantizedLayer { quantizer, fake: fake.clone(), w, scale, bias, k, n, groups }))
 }
 
 /// How a quantizer gets its codes.

@@ -32,7 +32,8 @@ pub fn weight_code(w: f64, step: f32, lo: i32, hi: i32) -> i32 {
 /// One step for each column of `w[K, N]` with codes `-hi..=hi`.
 ///
 /// 8 bits take the largest magnitude; fewer search the step with the least
-/// square error, weighed by `importance`. `s_in` is the step of the input and
+/// square error, weighed by `importance`, one number a feature: a channel sees the features of its
+/// group. `s_in` is the step of the input and
 /// `bias` the bias: a channel that is nothing but bias still gets a step that
 /// can write it.
 pub(crate) fn channel_steps_weighed(
@@ -40,11 +41,16 @@ pub(crate) fn channel_steps_weighed(
     n: usize,
     hi: i32,
     importance: &RowImportance,
+    groups: usize,
     bias: Option<(&[f64], f64)>,
 ) -> Vec<f32> {
+    // The first feature that a channel sees.
+    let (k, channels_per_group) = (w.len() / n.max(1), (n / groups.max(1)).max(1));
+    let first = |channel: usize| channel / channels_per_group * k;
     let columns: Vec<Vec<f64>> =
         (0..n).map(|column| w.iter().skip(column).step_by(n.max(1)).copied().collect()).collect();
-    let found: Vec<f64> = columns.iter().map(|column| column_step(column, 0, hi, importance)).collect();
+    let of_column = |(channel, column): (usize, &Vec<f64>)| column_step(column, first(channel), hi, importance);
+    let found: Vec<f64> = columns.iter().enumerate().map(of_column).collect();
     steps_of_channels(&found, bias)
 }
 
@@ -72,7 +78,7 @@ fn steps_of_channels(found: &[f64], bias: Option<(&[f64], f64)>) -> Vec<f32> {
 
 /// One step for each column of `w[K, N]`: see the module of `calibrate` for how.
 pub fn channel_steps(w: &[f64], n: usize, hi: i32) -> Vec<f32> {
-    channel_steps_weighed(w, n, hi, &RowImportance::default(), None)
+    channel_steps_weighed(w, n, hi, &RowImportance::default(), 1, None)
 }
 
 /// One step for each group of `group` rows and each column of `w[K, N]`, as
@@ -130,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_bias_without_weights_fits_its_code() {
-        let steps = channel_steps_weighed(&[0.0], 1, 127, &RowImportance::default(), Some((&[1e12], 1e-3)));
+        let steps = channel_steps_weighed(&[0.0], 1, 127, &RowImportance::default(), 1, Some((&[1e12], 1e-3)));
         assert!(1e12 / (1e-3 * f64::from(steps[0])) < f64::from(i32::MAX));
     }
 
@@ -138,10 +144,10 @@ mod tests {
     fn the_search_weighs_rows() {
         // One outlier that nobody reads.
         let w = [10.0, 0.5, 0.4, -0.3, 0.2, 0.6, -0.7];
-        let flat = channel_steps_weighed(&w, 1, 7, &RowImportance::default(), None);
+        let flat = channel_steps_weighed(&w, 1, 7, &RowImportance::default(), 1, None);
         let mut rows = vec![1.0; 7];
         rows[0] = 1e-6;
-        let weighed = channel_steps_weighed(&w, 1, 7, &RowImportance(Some(rows)), None);
+        let weighed = channel_steps_weighed(&w, 1, 7, &RowImportance(Some(rows)), 1, None);
         assert!(weighed[0] < flat[0]);
     }
 

@@ -19,7 +19,7 @@ pub(crate) fn covers(graph: &Graph) -> bool {
     graph.topo().into_iter().all(|id| match &graph.node(id).op {
         Op::Unary(unary) => has_lipschitz(unary.f),
         Op::Binary(binary) => !matches!(binary.f, BinaryFn::Pow | BinaryFn::Mod | BinaryFn::Rem),
-        Op::Linear(linear) => linear.act.is_none_or(has_lipschitz),
+        Op::Linear(linear) => linear.groups == 1 && linear.act.is_none_or(has_lipschitz),
         Op::Input(_) | Op::Const(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) => true,
         Op::Concat(_) | Op::Expand(_) | Op::Cast(_) | Op::Unfold(_) => true,
         _ => false,

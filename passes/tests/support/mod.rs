@@ -67,7 +67,7 @@ impl Mlp {
             let b = graph.add_const(format!("b{i}"), Constant::f32([*n], &b), Origin::default());
             let name = format!("l{i}");
             x = graph
-                .add(name, Op::Linear(Linear { act: None }), &[x, w, b], Origin::new(format!("/Gemm_{i}")))
+                .add(name, Op::Linear(Linear { act: None, groups: 1 }), &[x, w, b], Origin::new(format!("/Gemm_{i}")))
                 .unwrap()
                 .value();
             let act = if i + 1 < n_layers { Some(self.act) } else { self.last };

@@ -49,15 +49,70 @@ fn network(input: &str, stem: &str) -> Graph {
       %w4 = const file(\"w4\") : f32[6, 3]
       %b4 = const splat(0.1) : f32[3]
       %y = linear %f, %w4, %b4 : f32[1, 3]";
-    let mut weights = BTreeMap::new();
-    let mut rng = Rng(5);
-    for (name, k, n) in [("w0", 18, 6), ("w1", 54, 6), ("w2", 54, 6), ("w3", 6, 6), ("w4", 6, 3)] {
-        let gain = (2.0 / k as f64).sqrt();
-        let elements: Vec<f32> = (0..k * n).map(|_| (gain * rng.normal()) as f32).collect();
-        weights.insert(name.to_owned(), qail_ir::Constant::f32([k, n], &elements));
-    }
-    let source = format!("graph @net({input}) -> (%y) {{batch = 0}} {{ {stem} {body} }}");
-    text::parse_with_weights(&source, &|name: &str, _: &TensorType| weights.get(name).cloned()).unwrap()
+    parse(&format!("graph @net({input}) -> (%y) {{batch = 0}} {{ {stem} {body} }}"))
+}
+
+/// A graph whose weights have the size that a network is trained from.
+fn parse(source: &str) -> Graph {
+    let rng = std::cell::RefCell::new(Rng(5));
+    let weights = |_: &str, ty: &TensorType| {
+        let gain = (2.0 / ty.shape[0] as f64).sqrt();
+        let elements: Vec<f32> = (0..ty.n_elements()).map(|_| (gain * rng.borrow_mut().normal()) as f32).collect();
+        Some(qail_ir::Constant::f32(ty.shape.clone(), &elements))
+    };
+    text::parse_with_weights(source, &weights).unwrap()
+}
+
+/// Depthwise convolutions between pointwise ones, a pool that its padding counts in, and one cut
+/// into parts of equal windows, as the importer writes them.
+pub(crate) fn separable() -> Graph {
+    parse(
+        "graph @separable(%img: f32[1, 2, 8, 8]) -> (%y) {batch = 0} {
+      %w0 = const file(\"w0\") : f32[18, 6]
+      %b0 = const splat(0.0) : f32[6]
+      %u0 = unfold %img {out = [1, 2, 8, 8], size = [1, 1, 3, 3], pad = [0, 0, 1, 1]} : f32[1, 2, 8, 8, 3, 3]
+      %t0 = transpose %u0 {perm = [0, 2, 3, 1, 4, 5]} : f32[1, 8, 8, 2, 3, 3]
+      %r0 = reshape %t0 : f32[1, 8, 8, 18]
+      %l0 = linear %r0, %w0, %b0 : f32[1, 8, 8, 6]
+      %c0 = transpose %l0 {perm = [0, 3, 1, 2]} : f32[1, 6, 8, 8]
+      %h0 = relu %c0 : f32[1, 6, 8, 8]
+      %w1 = const file(\"w1\") : f32[9, 6]
+      %b1 = const [0.1, -0.2, 0.3, 0.0, 0.2, -0.1] : f32[6]
+      %u1 = unfold %h0 {out = [1, 6, 4, 4], size = [1, 1, 3, 3], stride = [1, 1, 2, 2], pad = [0, 0, 1, 1]} : f32[1, 6, 4, 4, 3, 3]
+      %t1 = transpose %u1 {perm = [0, 2, 3, 1, 4, 5]} : f32[1, 4, 4, 6, 3, 3]
+      %r1 = reshape %t1 : f32[1, 4, 4, 54]
+      %l1 = linear %r1, %w1, %b1 {groups = 6} : f32[1, 4, 4, 6]
+      %c1 = transpose %l1 {perm = [0, 3, 1, 2]} : f32[1, 6, 4, 4]
+      %s1 = const [0.5, 0.75, 1.0, 0.5, 0.25, 1.5] : f32[1, 6, 1, 1]
+      %m1 = mul %c1, %s1 : f32[1, 6, 4, 4]
+      %h1 = clip %m1 {min = 0.0, max = 6.0} : f32[1, 6, 4, 4]
+      %w2 = const file(\"w2\") : f32[6, 8]
+      %b2 = const splat(0.1) : f32[8]
+      %t2 = transpose %h1 {perm = [0, 2, 3, 1]} : f32[1, 4, 4, 6]
+      %l2 = linear %t2, %w2, %b2 : f32[1, 4, 4, 8]
+      %c2 = transpose %l2 {perm = [0, 3, 1, 2]} : f32[1, 8, 4, 4]
+      %p2 = unfold %c2 {out = [1, 8, 4, 4], size = [1, 1, 3, 3], pad = [0, 0, 1, 1]} : f32[1, 8, 4, 4, 3, 3]
+      %a2 = reduce_mean %p2 {axes = [4, 5]} : f32[1, 8, 4, 4]
+      %w3 = const file(\"w3\") : f32[9, 16]
+      %b3 = const splat(0.0) : f32[16]
+      %u3 = unfold %a2 {out = [1, 8, 4, 4], size = [1, 1, 3, 3], pad = [0, 0, 1, 1]} : f32[1, 8, 4, 4, 3, 3]
+      %t3 = transpose %u3 {perm = [0, 2, 3, 1, 4, 5]} : f32[1, 4, 4, 8, 3, 3]
+      %r3 = reshape %t3 : f32[1, 4, 4, 72]
+      %l3 = linear %r3, %w3, %b3 {groups = 8} : f32[1, 4, 4, 16]
+      %c3 = transpose %l3 {perm = [0, 3, 1, 2]} : f32[1, 16, 4, 4]
+      %h3 = silu %c3 : f32[1, 16, 4, 4]
+      %eu = unfold %h3 {out = [1, 16, 4, 1], size = [1, 1, 1, 2]} : f32[1, 16, 4, 1, 2]
+      %e = reduce_mean %eu {axes = [4]} : f32[1, 16, 4, 1]
+      %iu = unfold %h3 {out = [1, 16, 4, 2], size = [1, 1, 1, 3]} : f32[1, 16, 4, 2, 3]
+      %i = reduce_mean %iu {axes = [4]} : f32[1, 16, 4, 2]
+      %parts = concat %e, %i {axis = 3} : f32[1, 16, 4, 3]
+      %g = reduce_mean %parts {axes = [2, 3], keep_dims} : f32[1, 16, 1, 1]
+      %f = reshape %g : f32[1, 16]
+      %w4 = const file(\"w4\") : f32[16, 3]
+      %b4 = const splat(0.1) : f32[3]
+      %y = linear %f, %w4, %b4 : f32[1, 3]
+    }",
+    )
 }
 
 pub(crate) fn image_of_floats() -> Graph {

@@ -197,12 +197,13 @@ fn check(graph: &Graph, loss: ValueId, wrt: &[ValueId]) -> Result<(), GradientEr
 /// `linear {act = f}` becomes `f(linear)`; the id of the layer names `f`.
 fn split_functions(graph: &mut Graph) -> Result<(), GradientError> {
     for id in graph.topo() {
-        let Op::Linear(Linear { act: Some(f) }) = graph.node(id).op else { continue };
+        let Op::Linear(Linear { act: Some(f), groups }) = graph.node(id).op else { continue };
         let node = graph.node(id).clone();
         let rule = |source| GradientError::Rule { node: node.name.clone(), source };
         let operands = graph.operands(id);
         let name = format!("{}.pre", node.name);
-        let linear = graph.add(name, Op::Linear(Linear { act: None }), &operands, node.origin.clone()).map_err(rule)?;
+        let linear =
+            graph.add(name, Op::Linear(Linear { act: None, groups }), &operands, node.origin.clone()).map_err(rule)?;
         graph.redefine(id, Op::Unary(Unary { f }), &[linear.value()]).map_err(rule)?;
     }
     Ok(())

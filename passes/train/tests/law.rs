@@ -24,7 +24,7 @@ use qail_passes::{
 use qail_train::{CpuExecutor, CpuOptions, ExecError, TrainExecutor};
 use support::{
     Mlp, Rng, floats, ints,
-    network::{image_of_bytes, image_of_floats, samples},
+    network::{image_of_bytes, image_of_floats, samples, separable},
 };
 
 /// The same graph for `n` samples at once.
@@ -334,7 +334,7 @@ fn stacked(samples: &[BTreeMap<String, Tensor>]) -> BTreeMap<String, Tensor> {
 
 #[test]
 fn calibrated_networks_agree_in_every_code_and_action() {
-    for graph in [image_of_floats(), image_of_bytes()] {
+    for graph in [image_of_floats(), image_of_bytes(), separable()] {
         for precision in [Precision::W8A8, Precision::W4A8, Precision::W4A4] {
             let options = PipelineOptions { trains: true, ..PipelineOptions::new(precision) };
             let data = samples(&graph, 1, 20);

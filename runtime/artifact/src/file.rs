@@ -28,7 +28,7 @@ pub const FORMAT_VERSION: u32 = 1;
 /// 2 has the steps of convolutional and transformer policies, 3 has states and repeats.
 pub const READER_VERSION: u32 = 3;
 /// Features that this reader knows by name.
-pub const KNOWN_FEATURES: [&str; 2] = ["repeat", CHUNK_FEATURE];
+pub const KNOWN_FEATURES: [&str; 3] = ["groups", "repeat", CHUNK_FEATURE];
 /// Alignment of sections and manifest in bytes.
 pub const SECTION_ALIGN: usize = 64;
 /// Largest manifest. An empty message takes 2 bytes in the file and up to 250

@@ -29,6 +29,12 @@ impl Step {
                     found.requantize(requantize);
                 }
             }
+            Some(step::Op::QGroups(op)) => {
+                found.set(&[op.x], &[op.weight, op.bias], op.out);
+                if let Some(requantize) = &op.requantize {
+                    found.requantize(requantize);
+                }
+            }
             Some(step::Op::Requantize(op)) => {
                 found.set(&[op.x], &[], op.out);
                 found.requantize(&op.requantize);

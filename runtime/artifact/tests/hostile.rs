@@ -298,3 +298,49 @@ fn equal_sections_are_stored_once() {
     assert_eq!((a, b, c), (0, 0, 1));
     assert!(writer.add_section("a", qail_artifact::Layout::I32, &[2, 0, 0, 0]).is_err());
 }
+
+#[test]
+fn groups_match_their_sections_and_do_not_wrap() {
+    use common::{Builder, DEVICE, HOST};
+    use qail_artifact::{Layout, Place, Storage, WriteError};
+    let refusal = |feature: bool, bias: i32, change: &dyn Fn(&mut step::QGroups)| {
+        let mut b = Builder::default();
+        let obs = b.tensor("obs", Storage::F32, &[1, 6], HOST);
+        let x = b.tensor("x", Storage::I8, &[1, 6], DEVICE);
+        let out = b.tensor("acc", Storage::I32, &[1, 6], DEVICE);
+        let factor = b.floats("factor", &[1.0]);
+        let quantize = step::Quantize { x: obs, out: x, factor, lo: -128, hi: 127, zero_point: 0 };
+        b.step("quantize", Place::Host, step::Op::Quantize(quantize));
+        let weight = b.writer.add_section("w", Layout::I8, &[100; 12]).unwrap();
+        let bias = b.ints("b", &[bias; 6]);
+        let mut op = step::QGroups { x, out, weight, bias, k: 2, n: 6, rows: 1, requantize: None, groups: 3 };
+        change(&mut op);
+        b.step("dw", Place::Device, step::Op::QGroups(op));
+        b.entry(&[("obs", obs)], &[("acc", out)]);
+        if feature {
+            b.manifest.required_features = vec!["groups".to_owned()];
+        }
+        match b.writer.finish(b.manifest) {
+            Ok(_) => "accepted".to_owned(),
+            Err(WriteError::Refused(error)) => error.to_string(),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(refusal(true, i32::MAX - 25_600, &|_| ()), "accepted");
+    assert_eq!(refusal(true, i32::MAX - 25_599, &|_| ()), "step `dw`: the sum of channel 0 can leave 32 bits");
+    assert_eq!(refusal(false, 0, &|_| ()), "step `dw`: has groups without the feature `groups`");
+    for groups in [0, 4] {
+        let error = refusal(true, 0, &|op| op.groups = groups);
+        assert_eq!(error, format!("step `dw`: cannot part 6 channels of 2 features into {groups} groups"));
+    }
+    let error = refusal(true, 0, &|op| op.groups = 2);
+    assert_eq!(error, "step `dw`: tensor `x` is no matrix of codes 1 x 2 groups of 2");
+    assert!(refusal(true, 0, &|op| op.k = 0).contains("cannot part"));
+    assert!(refusal(true, 0, &|op| op.k = u64::MAX).contains("no matrix of codes"));
+    assert!(refusal(true, 0, &|op| op.rows = 2).contains("no matrix of codes"));
+    assert_eq!(
+        refusal(true, 0, &|op| op.weight = op.bias),
+        "step `dw`: weight: expected a section of layout I8, found Some(I32)"
+    );
+    assert_eq!(refusal(true, 0, &|op| op.n = 9), "step `dw`: weight: 12 bytes, expected 20");
+}

@@ -8,6 +8,7 @@
 mod cast;
 mod elementwise;
 mod generic;
+mod groups;
 mod integer;
 mod ints;
 mod kernels;

@@ -10,6 +10,7 @@ use qail_artifact::{
 use super::{
     cast::Cast,
     elementwise::{Binary, Unary},
+    groups::QGroups,
     integer::{Dequantize, QLinear, Quantize, Requantize},
     kernels::Kernels,
     linear::Linear,
@@ -39,6 +40,7 @@ pub(crate) struct Program {
 enum Prepared {
     Quantize(Quantize),
     QLinear(QLinear),
+    QGroups(QGroups),
     Requantize(Requantize),
     Dequantize(Dequantize),
     Linear(Linear),
@@ -133,6 +135,7 @@ impl Program {
         match self.steps.get(index) {
             Some(Some(Prepared::Quantize(op))) => op.run(memory),
             Some(Some(Prepared::QLinear(op))) => op.run(kernels, file, scratch, memory),
+            Some(Some(Prepared::QGroups(op))) => op.run(kernels, file, scratch, memory),
             Some(Some(Prepared::Requantize(op))) => op.run(kernels, memory),
             Some(Some(Prepared::Dequantize(op))) => op.run(memory),
             Some(Some(Prepared::Linear(op))) => op.run(file, scratch, memory),
@@ -169,6 +172,7 @@ impl Prepared {
         Ok(match &step.op {
             Some(step::Op::Quantize(op)) => Self::Quantize(Quantize::new(cx, op)?),
             Some(step::Op::QLinear(op)) => Self::QLinear(QLinear::new(cx, step, op)?),
+            Some(step::Op::QGroups(op)) => Self::QGroups(QGroups::new(cx, step, op)?),
             Some(step::Op::Requantize(op)) => Self::Requantize(Requantize::new(cx, op)?),
             Some(step::Op::Dequantize(op)) => Self::Dequantize(Dequantize::new(cx, op)?),
             Some(step::Op::Linear(op)) => Self::Linear(Linear::new(cx, op)?),

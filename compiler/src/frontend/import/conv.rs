@@ -80,10 +80,11 @@ fn convolve(
         out: windows.iter().map(|window| window.out).collect(),
         kernel: windows.iter().map(|window| window.size).filter(|&size| size > 1).collect(),
     };
-    if known && known_bias && groups == 1 {
-        return layer(cx, shown, c, &layout, w, bias);
+    // A channel with a window of its own is a group; a few wide groups are layers of their own.
+    if known && known_bias && (groups == 1 || per_group == 1 || groups > MAX_LAYERS) {
+        return layer(cx, shown, c, &layout, w, bias, groups);
     }
-    if known && known_bias && per_group > 1 && groups <= MAX_LAYERS {
+    if known && known_bias {
         let mut parts = Vec::with_capacity(groups);
         for group in 0..groups {
             let x = cx.sliced(shown, 1, group * per_group, per_group)?;
@@ -91,7 +92,7 @@ fn convolve(
             let w = cx.sliced(whole, 0, group * (m / groups), m / groups)?;
             cx.builder.adopt(w, whole);
             let b = bias.map(|bias| cx.sliced(bias, 0, group * (m / groups), m / groups)).transpose()?;
-            parts.push(layer(cx, x, per_group, &layout, w, b)?);
+            parts.push(layer(cx, x, per_group, &layout, w, b, 1)?);
         }
         return cx.joined(&parts, 1);
     }
@@ -112,7 +113,8 @@ struct Layout {
     kernel: Vec<usize>,
 }
 
-/// Rows of windows, channels last, times weights.
+/// Rows of windows, channels last, times weights. The windows of a channel stand
+/// side by side, and so do the channels of a group.
 fn layer(
     cx: &mut NodeCx<'_>,
     shown: Tensor,
@@ -120,6 +122,7 @@ fn layer(
     layout: &Layout,
     w: Tensor,
     bias: Option<Tensor>,
+    groups: usize,
 ) -> Result<Tensor, OpError> {
     let (d, taps) = (layout.out.len(), layout.kernel.len());
     let m = cx.extent(w, 0)?;
@@ -127,7 +130,7 @@ fn layer(
     let rows = cx.permuted(shown, perm)?;
     let k = layout.kernel.iter().product::<usize>() * c;
     let rows = cx.reshaped(rows, [&[layout.n], &layout.out[..], &[k]].concat())?;
-    let matrix = cx.reshaped(w, [m, k])?;
+    let matrix = cx.reshaped(w, [m, k / groups.max(1)])?;
     cx.builder.adopt(matrix, w);
     let w = matrix;
     let reader = cx.result(0);
@@ -136,11 +139,11 @@ fn layer(
         Some(bias) => bias,
         None => cx.known_part("bias", Constant { ty: TensorType::f32([m]), data: ConstData::Splat(0.0) }),
     };
-    let y = cx.part(Op::Linear(Linear { act: None }), &[rows, w, bias])?;
+    let y = cx.part(Op::Linear(Linear { act: None, groups }), &[rows, w, bias])?;
     cx.permuted(y, [0, d + 1].into_iter().chain(1..=d).collect::<Vec<usize>>())
 }
 
-/// One channel a group: products, then sums over the windows.
+/// One channel a group, weights computed: products, then sums over the windows.
 fn depthwise(
     cx: &mut NodeCx<'_>,
     shown: Tensor,

@@ -28,10 +28,10 @@ pub(super) fn gemm(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
             cx.expect_float(c)?;
         }
         return match bias(cx, c, beta, n)? {
-            Some(bias) => Ok(vec![cx.emit(Op::Linear(Linear { act: None }), &[x, w, bias])?]),
+            Some(bias) => Ok(vec![cx.emit(Op::Linear(Linear { act: None, groups: 1 }), &[x, w, bias])?]),
             None => {
                 let zero = zero_bias(cx, n);
-                let product = cx.emit_part("product", Op::Linear(Linear { act: None }), &[x, w, zero])?;
+                let product = cx.emit_part("product", Op::Linear(Linear { act: None, groups: 1 }), &[x, w, zero])?;
                 add_scaled(cx, product, c, beta)
             }
         };
@@ -104,7 +104,7 @@ pub(super) fn matmul(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     };
     let (op, operands) = if linear {
         let zero = zero_bias(cx, cx.ty(b).shape.last().copied().unwrap_or(1));
-        (Op::Linear(Linear { act: None }), vec![a, b, zero])
+        (Op::Linear(Linear { act: None, groups: 1 }), vec![a, b, zero])
     } else {
         (Op::MatMul(MatMul), vec![a, b])
     };

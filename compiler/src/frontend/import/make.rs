@@ -167,7 +167,7 @@ impl NodeCx<'_> {
         match self.ty(w).shape[..] {
             [_, n] if known => {
                 let zero = self.known_part("bias", Constant { ty: TensorType::f32([n]), data: ConstData::Splat(0.0) });
-                self.part(Op::Linear(Linear { act: None }), &[x, w, zero])
+                self.part(Op::Linear(Linear { act: None, groups: 1 }), &[x, w, zero])
             }
             _ => self.part(Op::MatMul(MatMul), &[x, w]),
         }

@@ -121,16 +121,20 @@ impl Place {
 
     /// Elements of window `o` that lie inside the operand; with `padding`, or inside the padding.
     pub(super) fn count(&self, o: usize, padding: bool) -> usize {
-        let inside = |k: &usize| {
-            let at = o.saturating_mul(self.stride).saturating_add(k.saturating_mul(self.dilation));
-            let range = if padding {
-                0..self.extent + self.before + self.behind
-            } else {
-                self.before..self.extent + self.before
-            };
-            range.contains(&at)
+        self.seen(o, padding).1
+    }
+
+    /// Elements of window `o` in front of what [`Place::count`] counts, and those that it counts.
+    pub(super) fn seen(&self, o: usize, padding: bool) -> (usize, usize) {
+        let (start, end) = if padding {
+            (0, self.extent + self.before + self.behind)
+        } else {
+            (self.before, self.extent + self.before)
         };
-        (0..self.kernel).filter(inside).count()
+        let at = o.saturating_mul(self.stride);
+        let up_to = |place: usize| place.saturating_sub(at).div_ceil(self.dilation).min(self.kernel);
+        let skipped = up_to(start);
+        (skipped, up_to(end).saturating_sub(skipped))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Pools: windows, then one number for each.
 
-use qail_ir::{BinaryFn, DType, ReduceFn, UnaryFn};
+use qail_ir::{BinaryFn, DType, ReduceFn, UnaryFn, Window};
 
 use super::{
     OpError,
@@ -96,11 +96,92 @@ fn where_from(
     cx.reshaped(place, [&shape[..2], &out[..]].concat())
 }
 
+/// Most parts that an average pool is cut into: the corners, edges and inside of two axes are 9.
+const MAX_PARTS: usize = 16;
+
+/// Most windows along an axis of an average pool: each of them is counted.
+const MAX_WINDOWS: usize = 1 << 20;
+
+/// Windows next to each other that see the same part of the kernel inside the operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    /// The first window.
+    first: usize,
+    /// Number of windows.
+    n: usize,
+    /// Elements of the kernel in front of the operand.
+    skipped: usize,
+    /// Elements of the kernel inside.
+    count: usize,
+}
+
+impl Run {
+    /// The windows of an axis; none if one of them sees nothing.
+    fn all(place: &Place, padding: bool) -> Option<Vec<Self>> {
+        let mut runs: Vec<Self> = Vec::new();
+        for o in 0..place.out {
+            let (skipped, count) = place.seen(o, padding);
+            if count == 0 {
+                return None;
+            }
+            match runs.last_mut() {
+                Some(run) if (run.skipped, run.count) == (skipped, count) => run.n += 1,
+                _ => runs.push(Self { first: o, n: 1, skipped, count }),
+            }
+        }
+        Some(runs)
+    }
+
+    /// What its windows see.
+    fn window(&self, place: &Place) -> Window {
+        // Both products are positions inside of the padded operand.
+        let ahead = self.first * place.stride + self.skipped * place.dilation;
+        let pad = place.before as isize - ahead as isize;
+        Window { size: self.count, pad, out: self.n, ..place.window() }
+    }
+}
+
+/// The mean of each window, by parts whose windows see equally many elements: so a part is a mean,
+/// which has integers behind it, and nothing is divided place by place.
+fn in_parts(
+    cx: &mut NodeCx<'_>,
+    x: Tensor,
+    places: &[Place],
+    runs: &[Vec<Run>],
+    chosen: &mut Vec<Window>,
+) -> Result<Tensor, OpError> {
+    let axis = chosen.len();
+    let (Some(place), Some(of_axis)) = (places.get(axis), runs.get(axis)) else {
+        let shape = cx.shape(x);
+        let seen = cx.windows(x, places::windows(&shape, chosen.iter().copied()), 0.0)?;
+        let axes: Vec<usize> = (shape.len()..cx.ty(seen).shape.len()).collect();
+        return if axes.is_empty() { Ok(seen) } else { cx.reduced(ReduceFn::Mean, seen, &axes, false) };
+    };
+    let mut parts = Vec::with_capacity(of_axis.len());
+    for run in of_axis {
+        chosen.push(run.window(place));
+        parts.push(in_parts(cx, x, places, runs, chosen)?);
+        chosen.pop();
+    }
+    cx.joined(&parts, 2 + axis)
+}
+
 /// The mean of each window, of what lies inside the operand or the padding, too.
 pub(super) fn average(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     cx.float(0)?;
     let padding = cx.int("count_include_pad")?.unwrap_or(0) != 0;
     let (x, places, _) = read(cx)?;
+    if let Some(place) = places.iter().find(|place| place.out > MAX_WINDOWS) {
+        return Err(OpError::unsupported(
+            format!("it has {} windows along an axis, more than {MAX_WINDOWS}", place.out),
+            "pool smaller operands",
+        ));
+    }
+    let runs: Option<Vec<Vec<Run>>> = places.iter().map(|place| Run::all(place, padding)).collect();
+    let n_parts = |runs: &[Vec<Run>]| runs.iter().fold(1usize, |n, of_axis| n.saturating_mul(of_axis.len()));
+    if let Some(runs) = runs.filter(|runs| (2..=MAX_PARTS).contains(&n_parts(runs))) {
+        return Ok(vec![in_parts(cx, x, &places, &runs, &mut Vec::new())?]);
+    }
     let (shown, axes) = shown(cx, x, &places, 0.0)?;
     let counts: Vec<Vec<usize>> =
         places.iter().map(|place| (0..place.out).map(|o| place.count(o, padding)).collect()).collect();

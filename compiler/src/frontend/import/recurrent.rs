@@ -214,7 +214,7 @@ fn affine(cx: &mut NodeCx<'_>, x: Tensor, w: Tensor, bias: Option<Tensor>) -> Re
     let known = |tensor: Tensor| matches!(tensor, Tensor::Known(_));
     match bias {
         Some(bias) if known(w) && known(bias) && !known(x) => {
-            cx.part(Op::Linear(qail_ir::Linear { act: None }), &[x, w, bias])
+            cx.part(Op::Linear(qail_ir::Linear { act: None, groups: 1 }), &[x, w, bias])
         }
         Some(bias) => {
             let product = cx.product(x, w)?;

@@ -24,14 +24,17 @@ pub(super) struct OutOfBounds;
 /// Element types that have a product.
 pub(super) trait Real: Copy + 'static {
     const ZERO: Self;
+    const ONE: Self;
 }
 
 impl Real for f32 {
     const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
 }
 
 impl Real for f64 {
     const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
 }
 
 /// `out[m, n] = alpha * a[m, k] * b[k, n]`, `out` dense and row-major.

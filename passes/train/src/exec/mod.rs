@@ -25,6 +25,7 @@
 mod codes;
 mod error;
 mod gemm;
+mod groups;
 mod lanes;
 mod memory;
 mod moves;

@@ -35,7 +35,7 @@ impl Planner<'_> {
         let input = self.region.quantizer_of(x).cloned().ok_or_else(missing)?;
         let quantizer = self.quantizer_index(x)?;
         let rows: usize = self.graph.ty(x).shape.split_last().map_or(1, |(_, lead)| lead.iter().product());
-        let (m, k, n) = (rows, layer.k, layer.n);
+        let (m, k, n, groups) = (rows, layer.k, layer.n, layer.groups);
         // Without the zero point a code may have one bit more.
         let largest = |lo: i32, hi: i32, z: i32| u128::from(lo.abs_diff(z).max(hi.abs_diff(z)));
         let bound = largest(input.fake.lo, input.fake.hi, input.zero_point)
@@ -48,7 +48,7 @@ impl Planner<'_> {
         let size = m.saturating_mul(n);
         let acc = self.item(Form::Acc(id), if wide { Kind::F64(size) } else { Kind::F32(size) });
         let wide = wide.then(|| {
-            let of_x = Kind::F64(m.saturating_mul(k));
+            let of_x = Kind::F64(m.saturating_mul(k).saturating_mul(groups));
             [self.scratch(of_x), self.scratch(Kind::F64(k.saturating_mul(n)))]
         });
         let index = self.layers.len();
@@ -56,7 +56,7 @@ impl Planner<'_> {
         let mut writes = vec![acc];
         writes.extend(wide.into_iter().flatten());
         let name = self.graph.node(id).name.clone();
-        let step = Layer { name, index, input: quantizer, weights, x, w, steps, bias, acc, wide, m, k, n };
+        let step = Layer { name, index, input: quantizer, weights, x, w, steps, bias, acc, wide, m, k, n, groups };
         self.push(Step::Layer(step), &[x, w, steps, bias], &writes);
         Ok(())
     }

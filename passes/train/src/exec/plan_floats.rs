@@ -1,7 +1,7 @@
 //! Steps in floats. What has no fast loop runs on the interpreter.
 
 use qail_ir::{
-    Binary, BinaryGrad, DType, FakeQuantGrad, Grad, NodeId, Op, Reduce, ReduceFn, Shape, Unary, ValueId, Wrt,
+    Binary, BinaryGrad, DType, FakeQuantGrad, Grad, Linear, NodeId, Op, Reduce, ReduceFn, Shape, Unary, ValueId, Wrt,
 };
 
 use super::{
@@ -59,7 +59,8 @@ impl Planner<'_> {
                 let (x, w, b) = (self.real(x)?, self.real(w)?, self.real(b)?);
                 let out = self.out(value);
                 let name = self.graph.node(id).name.clone();
-                let step = Step::Linear { name, x, w, b, act: linear.act, out, dims: [m, n, k] };
+                let Linear { act, groups } = linear;
+                let step = Step::Linear { name, x, w, b, act, out, dims: [m, n, k], groups };
                 self.push(step, &[x, w, b], &[out]);
                 Ok(())
             }

@@ -12,7 +12,7 @@ use qail_passes::quant::{
 use super::{
     ExecError, codes, gemm,
     gemm::Matrix,
-    lanes,
+    groups, lanes,
     memory::{Item, Memory},
     step::{Layer, Quantizer, QuantizerGrad, Source, Step, Weights, table_offset},
 };
@@ -80,11 +80,10 @@ impl State {
                 });
                 Ok(())
             }
-            Step::Linear { name, x, w, b, act, out, dims } => self.memory.write(*out, |memory, out| {
-                let [_, n, k] = *dims;
-                let x = Matrix { data: memory.f32(*x), rows: k, columns: 1 };
-                let w = Matrix { data: memory.f32(*w), rows: n, columns: 1 };
-                gemm::product(*dims, out, 1.0, x, w, threads).map_err(|_| outside(name))?;
+            Step::Linear { name, x, w, b, act, out, dims, groups } => self.memory.write(*out, |memory, out| {
+                let n = dims[1];
+                let (x, w) = (memory.f32(*x), memory.f32(*w));
+                groups::product(*dims, *groups, out, x, w, threads).map_err(|_| outside(name))?;
                 let b = memory.f32(*b);
                 lanes::pieces(threads, n, out, |_, out| {
                     lanes::wide(
@@ -239,7 +238,7 @@ impl State {
     }
 
     fn layer(&mut self, layer: &Layer) -> Result<(), ExecError> {
-        let &Layer { ref name, index, input, weights, x, w, steps, bias, acc, wide, m, k, n } = layer;
+        let &Layer { ref name, index, input, weights, x, w, steps, bias, acc, wide, m, k, n, groups } = layer;
         let info = self.info(input)?.clone();
         let exit_scales = region::exit_scales(info.step, self.memory.f32(steps));
         let b: Vec<f64> = self.memory.f32(bias).iter().map(|&b| f64::from(b)).collect();
@@ -256,9 +255,8 @@ impl State {
         let threads = self.threads;
         let Some([x_wide, w_wide]) = wide else {
             return self.memory.write(acc, |memory, acc| {
-                let x = Matrix { data: memory.f32(x), rows: k, columns: 1 };
-                let w = Matrix { data: memory.f32(w), rows: n, columns: 1 };
-                gemm::product([m, n, k], acc, 1.0, x, w, threads).map_err(|_| outside(name))
+                let (x, w) = (memory.f32(x), memory.f32(w));
+                groups::product([m, n, k], groups, acc, x, w, threads).map_err(|_| outside(name))
             });
         };
         for (narrow, wide) in [(x, x_wide), (w, w_wide)] {
@@ -267,9 +265,8 @@ impl State {
             });
         }
         self.memory.write_f64(acc, |memory, acc| {
-            let x = Matrix { data: memory.f64(x_wide), rows: k, columns: 1 };
-            let w = Matrix { data: memory.f64(w_wide), rows: n, columns: 1 };
-            gemm::product([m, n, k], acc, 1.0, x, w, threads).map_err(|_| outside(name))
+            let (x, w) = (memory.f64(x_wide), memory.f64(w_wide));
+            groups::product([m, n, k], groups, acc, x, w, threads).map_err(|_| outside(name))
         })
     }
 

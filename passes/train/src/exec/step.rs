@@ -40,8 +40,10 @@ pub(super) struct Layer {
     /// Sums may leave the 24 bits of an `f32`: input, weights and sums in `f64`.
     pub(super) wide: Option<[Item; 2]>,
     pub(super) m: usize,
+    /// Features of a group.
     pub(super) k: usize,
     pub(super) n: usize,
+    pub(super) groups: usize,
 }
 
 /// A sum of codes in front of a quantizer.
@@ -165,7 +167,9 @@ pub(super) enum Step {
         b: Item,
         act: Option<UnaryFn>,
         out: Item,
+        /// Rows, channels, features of a group.
         dims: [usize; 3],
+        groups: usize,
     },
     /// Products of matrices, at these offsets into the operands.
     MatMul {

@@ -49,13 +49,51 @@ pub(super) fn linear(
             builder.reshaped(product, shape)
         }
         1 => rows_product(builder, x, g),
-        _ => {
-            let axes: Vec<usize> = (0..shape.len().saturating_sub(1)).collect();
-            if axes.is_empty() {
-                return Ok(g);
-            }
-            builder.add(Op::Reduce(Reduce { f: ReduceFn::Sum, axes, keep_dims: false }), &[g])
+        _ => summed_rows(builder, g, shape.len()),
+    }
+}
+
+/// The gradient of a bias.
+fn summed_rows(builder: &mut Builder<'_>, g: ValueId, rank: usize) -> Result<ValueId, TypeError> {
+    let axes: Vec<usize> = (0..rank.saturating_sub(1)).collect();
+    if axes.is_empty() {
+        return Ok(g);
+    }
+    builder.add(Op::Reduce(Reduce { f: ReduceFn::Sum, axes, keep_dims: false }), &[g])
+}
+
+/// The same in groups, each of them a matrix of a batch: of `y[r, g, n] = sum_k x[r, g, k] w[k, g, n]`.
+pub(super) fn linear_in_groups(
+    builder: &mut Builder<'_>,
+    operands: &[ValueId],
+    slot: usize,
+    g: ValueId,
+    groups: usize,
+) -> Result<ValueId, TypeError> {
+    let [x, w, _] = *operands else { return Err(TypeError::new("linear", "three operands", &[])) };
+    let (shape, weights) = (builder.shape(x), builder.shape(w));
+    let [k, n] = weights[..] else { return Err(TypeError::new("linear", "weights with two axes", &[])) };
+    let rows = shape.split_last().map_or(1, |(_, lead)| lead.iter().product());
+    let channels = n / groups.max(1);
+    let grouped = builder.reshaped(g, vec![rows, groups, channels])?;
+    match slot {
+        0 => {
+            let g = builder.transposed_by(grouped, vec![1, 0, 2])?;
+            let w = builder.reshaped(w, vec![k, groups, channels])?;
+            let w = builder.transposed_by(w, vec![1, 2, 0])?;
+            let product = builder.matmul(g, w)?;
+            let product = builder.transposed_by(product, vec![1, 0, 2])?;
+            builder.reshaped(product, shape)
         }
+        1 => {
+            let x = builder.reshaped(x, vec![rows, groups, k])?;
+            let x = builder.transposed_by(x, vec![1, 2, 0])?;
+            let g = builder.transposed_by(grouped, vec![1, 0, 2])?;
+            let product = builder.matmul(x, g)?;
+            let product = builder.transposed_by(product, vec![1, 0, 2])?;
+            builder.reshaped(product, weights)
+        }
+        _ => summed_rows(builder, g, shape.len()),
     }
 }
 

@@ -103,6 +103,7 @@ pub(crate) fn backward(
         // Only from f32 to f32: a copy.
         Op::Cast(_) => Ok(g),
         Op::MatMul(_) => matmul::matmul(builder, operands, slot, g),
+        Op::Linear(linear) if linear.groups > 1 => matmul::linear_in_groups(builder, operands, slot, g, linear.groups),
         Op::Linear(_) => matmul::linear(builder, operands, slot, g),
         Op::Reshape(_) => movement::reshape(builder, operands, g),
         Op::Transpose(op) => movement::transpose(builder, op, g),

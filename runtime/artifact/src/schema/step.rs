@@ -82,6 +82,9 @@ pub enum Op {
     /// Sum of codes.
     #[prost(message, tag = "33")]
     QAdd(QAdd),
+    /// Integer product in groups of channels. Feature `groups`.
+    #[prost(message, tag = "34")]
+    QGroups(QGroups),
 }
 
 /// `clamp(rne(x * factor) + zero_point, lo, hi)`, `f32` to codes.
@@ -161,6 +164,42 @@ pub struct QLinear {
     /// How accumulators become codes.
     #[prost(message, optional, tag = "8")]
     pub requantize: Option<Requantize>,
+}
+
+/// `acc[row, n] = sum_k x[row, g * K + k] * w[n, k] + bias[n]`, exact in `i32`,
+/// where `g = n / (N / groups)` is the group of channel `n`; `x` as stored.
+///
+/// The weights of a channel are few, so they are bytes of a section of layout
+/// `I8`, `[N][K]`, with zeros up to a multiple of 4 bytes: tiles pad K to 32.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct QGroups {
+    /// Codes, `groups * K` the last axis.
+    #[prost(uint32, tag = "1")]
+    pub x: u32,
+    /// Codes if `requantize` is present, else `i32`.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// Weights.
+    #[prost(uint32, tag = "3")]
+    pub weight: u32,
+    /// `i32[n]`, with zero points and storage offsets folded in.
+    #[prost(uint32, tag = "4")]
+    pub bias: u32,
+    /// Features of a group.
+    #[prost(uint64, tag = "5")]
+    pub k: u64,
+    /// Channels of all groups.
+    #[prost(uint64, tag = "6")]
+    pub n: u64,
+    /// Number of rows of `x`.
+    #[prost(uint64, tag = "7")]
+    pub rows: u64,
+    /// How accumulators become codes.
+    #[prost(message, optional, tag = "8")]
+    pub requantize: Option<Requantize>,
+    /// Groups; a divisor of `n`.
+    #[prost(uint64, tag = "9")]
+    pub groups: u64,
 }
 
 /// A requantization on its own: accumulators with several readers.

@@ -43,24 +43,59 @@ impl EntryCheck<'_> {
         }
         let weight = self.section(step, op.weight, layout, pack::packed_len(layout, k, n), "weight")?;
         let bias = self.section(step, op.bias, Layout::I32, Some(n), "bias")?;
-        match &op.requantize {
-            Some(requantize) => {
-                let out = self.tensor(step, op.out)?;
-                if out.rows != rows || out.cols != n {
-                    return Err(step_error(step, format!("tensor `{}` is no matrix {rows} x {n}", out.name)));
-                }
-                self.requantize(step, requantize, op.out, n)?;
-            }
-            None => {
-                self.dense(step, op.out, Storage::I32, rows.checked_mul(n))?;
+        self.product(step, op.requantize.as_ref(), op.out, [rows, n])?;
+        sums_fit(step, layout, weight, bias, k, self.largest_stored(op.x, x.storage))
+    }
+
+    pub(super) fn q_groups(&self, step: &Step, op: &step::QGroups) -> Check {
+        if !self.manifest.required_features.iter().any(|feature| feature == "groups") {
+            return Err(step_error(step, "has groups without the feature `groups`"));
+        }
+        let (k, n, rows) = (size(step, op.k)?, size(step, op.n)?, size(step, op.rows)?);
+        let groups = size(step, op.groups)?;
+        if groups == 0 || n == 0 || k == 0 || !n.is_multiple_of(groups) {
+            return Err(step_error(step, format!("cannot part {n} channels of {k} features into {groups} groups")));
+        }
+        let x = self.tensor(step, op.x)?;
+        let features = k.checked_mul(groups);
+        if !matches!(x.storage, Storage::I8 | Storage::I16) || Some(x.cols) != features || x.rows != rows {
+            let reason = format!("tensor `{}` is no matrix of codes {rows} x {groups} groups of {k}", x.name);
+            return Err(step_error(step, reason));
+        }
+        let used = k.checked_mul(n);
+        let padded = used.and_then(|used| used.checked_next_multiple_of(4));
+        let weight = self.section(step, op.weight, Layout::I8, padded, "weight")?;
+        let bias = self.section(step, op.bias, Layout::I32, Some(n), "bias")?;
+        self.product(step, op.requantize.as_ref(), op.out, [rows, n])?;
+        let largest = self.largest_stored(op.x, x.storage);
+        for (channel, (weight, bias)) in weight.chunks_exact(k).zip(ints(bias)).enumerate() {
+            let sum: u64 = weight.iter().map(|&byte| absolute(Layout::I8, byte)).sum();
+            if !sum_fits(sum, largest, bias) {
+                return Err(wraps(step, channel));
             }
         }
-        let largest = self.largest.get(op.x as usize).copied().unwrap_or(u32::MAX);
-        let largest = match x.storage {
+        Ok(())
+    }
+
+    /// The result of an integer product: codes or accumulators.
+    fn product(&self, step: &Step, requantize: Option<&step::Requantize>, out: u32, [rows, n]: [usize; 2]) -> Check {
+        let Some(requantize) = requantize else {
+            return self.dense(step, out, Storage::I32, rows.checked_mul(n)).map(|_| ());
+        };
+        let found = self.tensor(step, out)?;
+        if found.rows != rows || found.cols != n {
+            return Err(step_error(step, format!("tensor `{}` is no matrix {rows} x {n}", found.name)));
+        }
+        self.requantize(step, requantize, out, n)
+    }
+
+    /// Largest magnitude of the stored codes of a tensor.
+    fn largest_stored(&self, x: u32, storage: Storage) -> u32 {
+        let largest = self.largest.get(x as usize).copied().unwrap_or(u32::MAX);
+        match storage {
             Storage::I8 => largest.min(128),
             _ => largest.min(O16_MAX.unsigned_abs()),
-        };
-        sums_fit(step, layout, weight, bias, k, largest)
+        }
     }
 
     pub(super) fn requantize_step(&self, step: &Step, op: &step::RequantizeStep) -> Check {
@@ -166,15 +201,18 @@ fn sums_fit(step: &Step, layout: Layout, weight: &[u8], bias: &[u8], k: usize, l
         }
         for (col, sum) in sums.into_iter().enumerate() {
             // Channels of the padding have no bias.
-            let bias = bias.next().map_or(0, |bias| u64::from(bias.unsigned_abs()));
-            let fits =
-                sum.checked_mul(u64::from(largest)).and_then(|s| s.checked_add(bias)).is_some_and(|s| s < 1 << 31);
-            if !fits {
+            if !sum_fits(sum, largest, bias.next().unwrap_or(0)) {
                 return Err(wraps(step, tile_idx * pack::TILE_N + col));
             }
         }
     }
     Ok(())
+}
+
+/// `magnitude * largest + |bias| < 2^31`.
+fn sum_fits(magnitude: u64, largest: u32, bias: i32) -> bool {
+    let sum = magnitude.checked_mul(u64::from(largest));
+    sum.and_then(|sum| sum.checked_add(u64::from(bias.unsigned_abs()))).is_some_and(|sum| sum < 1 << 31)
 }
 
 /// Sum of the absolute codes in a byte.

@@ -242,6 +242,7 @@ impl<'a> EntryCheck<'a> {
         match &step.op {
             Some(step::Op::Quantize(op)) => self.quantize(step, op),
             Some(step::Op::QLinear(op)) => self.q_linear(step, op),
+            Some(step::Op::QGroups(op)) => self.q_groups(step, op),
             Some(step::Op::Requantize(op)) => self.requantize_step(step, op),
             Some(step::Op::Dequantize(op)) => self.dequantize(step, op),
             Some(step::Op::Linear(op)) => self.linear(step, op),
@@ -329,6 +330,7 @@ impl<'a> EntryCheck<'a> {
                 }
                 Some(step::Op::Quantize(op)) => (op.out, self.largest_code(op.out, op.lo, op.hi)),
                 Some(step::Op::QLinear(step::QLinear { out, requantize: Some(r), .. }))
+                | Some(step::Op::QGroups(step::QGroups { out, requantize: Some(r), .. }))
                 | Some(step::Op::Requantize(step::RequantizeStep { out, requantize: r, .. })) => {
                     let largest = match r.table.and_then(|table| self.artifact.section(table)) {
                         Some(table) => {

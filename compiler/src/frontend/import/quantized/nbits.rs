@@ -141,7 +141,7 @@ pub(super) fn matmul(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
         Some(bias) => return Err(OpError::invalid(format!("its bias is {}, not {n} numbers", cx.ty(bias)))),
         None => cx.known_part("bias", Constant { ty: TensorType::f32([n]), data: ConstData::Splat(0.0) }),
     };
-    Ok(vec![cx.emit(Op::Linear(Linear { act: None }), &[a, w, bias])?])
+    Ok(vec![cx.emit(Op::Linear(Linear { act: None, groups: 1 }), &[a, w, bias])?])
 }
 
 /// Blocks of zeros may have scale 0, which says nothing; any scale does.

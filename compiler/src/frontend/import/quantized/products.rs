@@ -37,7 +37,7 @@ fn matmul(cx: &mut NodeCx<'_>, a: Tensor, b: Tensor) -> Result<Tensor, OpError> 
     }
     let n = w.shape.last().copied().unwrap_or(1);
     let bias = cx.known_part("bias", Constant::f32([n], &vec![0.0; n]));
-    cx.emit_part("product", Op::Linear(Linear { act: None }), &[a, b, bias])
+    cx.emit_part("product", Op::Linear(Linear { act: None, groups: 1 }), &[a, b, bias])
 }
 
 /// `MatMulInteger`: sums of products of codes, as numbers. Its first operand is
@@ -104,7 +104,7 @@ pub(super) fn qgemm(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     let n = cx.ty(w).shape.last().copied().unwrap_or(1);
     let bias = bias(cx, 6, n, step, &of_b.scales)?;
     let bias = cx.known_part("bias", Constant::f32([n], &bias));
-    let product = Op::Linear(Linear { act: None });
+    let product = Op::Linear(Linear { act: None, groups: 1 });
     if !cx.is_given(7) {
         return Ok(vec![cx.emit(product, &[a, w, bias])?]);
     }
