@@ -15,6 +15,7 @@ mod memory;
 mod movement;
 mod place;
 mod quant;
+mod rope;
 mod rows;
 mod select;
 pub(crate) mod shape;
@@ -173,6 +174,8 @@ fn min_reader(steps: &[Step]) -> u32 {
         | step::Op::Softmax(_)
         | step::Op::Normalize(_)
         | step::Op::Attention(_)
+        | step::Op::Rope(_)
+        | step::Op::Film(_)
         | step::Op::Compare(_)
         | step::Op::Where(_)
         | step::Op::Gather(_)
@@ -260,6 +263,8 @@ impl Builder<'_> {
             Op::Softmax(op) => self.softmax(node, op, place),
             Op::Normalize(op) => self.normalize(node, op, place),
             Op::Attention(op) => self.attention(node, op, place),
+            Op::Rope(op) => self.rope(node, op, place),
+            Op::Film(_) => self.film(node, place),
             Op::QAdd(op) => self.q_add(node, op, place),
             Op::QSum(op) => self.q_sum(node, op, place),
             Op::Grad(_) => {

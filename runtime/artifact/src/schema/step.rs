@@ -2,6 +2,7 @@
 //! sections (everything else).
 
 pub use super::{
+    rope::{Film, Rope},
     rows::{Attention, Normalize, Softmax},
     select::{Cast, CastKind, Compare, CompareKind, Gather, IntRange, Order, QAdd, Scan, Scatter, ScatterKind, Where},
     window::Unfold,
@@ -82,6 +83,12 @@ pub enum Op {
     /// Sum of codes.
     #[prost(message, tag = "33")]
     QAdd(QAdd),
+    /// Rotary position embedding.
+    #[prost(message, tag = "34")]
+    Rope(Rope),
+    /// Feature-wise modulation.
+    #[prost(message, tag = "35")]
+    Film(Film),
 }
 
 /// `clamp(rne(x * factor) + zero_point, lo, hi)`, `f32` to codes.
