@@ -115,6 +115,8 @@ pub(crate) fn op_name(op: &step::Op) -> &'static str {
         step::Op::Softmax(_) => "softmax",
         step::Op::Normalize(_) => "normalize",
         step::Op::Attention(_) => "attention",
+        step::Op::Rope(_) => "rope",
+        step::Op::Film(_) => "film",
         step::Op::Compare(_) => "compare",
         step::Op::Where(_) => "where",
         step::Op::Gather(_) => "gather",

@@ -148,6 +148,9 @@ fn detail(op: &step::Op) -> Option<String> {
         step::Op::Attention(op) => {
             Some(format!("{} x {} heads, {} queries, {} keys of {}", op.batch, op.heads, op.queries, op.keys, op.depth))
         }
+        step::Op::Rope(op) => {
+            Some(if op.interleaved { "pairs of neighbours" } else { "pairs across halves" }.to_owned())
+        }
         step::Op::Compare(op) => Some(format!("{:?}", op.f()).to_lowercase()),
         step::Op::Gather(op) => Some(format!("of {} places", op.extent)),
         step::Op::Scatter(op) => Some(format!("{:?} of {} rows", op.f(), op.extent).to_lowercase()),
@@ -155,6 +158,6 @@ fn detail(op: &step::Op) -> Option<String> {
         step::Op::Scan(op) => Some(format!("{} x {} x {}", op.outer, op.n, op.inner)),
         step::Op::Cast(op) => Some(format!("{:?}", op.to()).to_lowercase()),
         step::Op::QAdd(op) => Some(format!("codes in {}..={}, zero {}", op.lo, op.hi, op.zero_point)),
-        step::Op::Where(_) | step::Op::Dequantize(_) | step::Op::Repeat(_) => None,
+        step::Op::Where(_) | step::Op::Film(_) | step::Op::Dequantize(_) | step::Op::Repeat(_) => None,
     }
 }

@@ -161,6 +161,44 @@ fn a_transformer_block_agrees() {
     agree(TRANSFORMER, 2e-4);
 }
 
+/// Queries and keys turned by looked-up angles, one of them by neighbours; then modulated features.
+const MODULATED: &str = "graph @modulated(%x: f32[2, 3, 8], %at: i64[1, 3], %g: f32[2, 4]) -> (%y) {
+    %w = const rand(1) : f32[8, 8]
+    %b = const rand(2) : f32[8]
+    %table = const rand(3) : f32[16, 4]
+    %shifted = const rand(4) : f32[16, 4]
+    %c0 = gather %table, %at {axis = 0} : f32[1, 3, 4]
+    %s0 = gather %shifted, %at {axis = 0} : f32[1, 3, 4]
+    %cos = reshape %c0 : f32[1, 1, 3, 4]
+    %sin = reshape %s0 : f32[1, 1, 3, 4]
+    %q0 = linear %x, %w, %b : f32[2, 3, 8]
+    %q1 = reshape %q0 : f32[2, 3, 2, 4]
+    %q2 = transpose %q1 {perm = [0, 2, 1, 3]} : f32[2, 2, 3, 4]
+    %q = rope %q2, %cos, %sin : f32[2, 2, 3, 4]
+    %few = const [0.5, -0.25] : f32[2, 1, 1]
+    %k = rope %q2, %sin, %few {interleaved} : f32[2, 2, 3, 4]
+    %a = attention %q, %k, %q2 {scale = 0.5} : f32[2, 2, 3, 4]
+    %wg = const rand(5) : f32[4, 4]
+    %bg = const rand(6) : f32[4]
+    %e = linear %g, %wg, %bg : f32[2, 4]
+    %scale0 = slice %e {start = [0, 0], len = [2, 2]} : f32[2, 2]
+    %shift0 = slice %e {start = [0, 2], len = [2, 2]} : f32[2, 2]
+    %scale = reshape %scale0 : f32[2, 2, 1, 1]
+    %shift = reshape %shift0 : f32[2, 2, 1, 1]
+    %f = film %a, %scale, %shift : f32[2, 2, 3, 4]
+    %h = film %f, %cos, %few : f32[2, 2, 3, 4]
+    %wy = const rand(7) : f32[4, 3]
+    %by = const rand(8) : f32[3]
+    %y = linear %h, %wy, %by : f32[2, 2, 3, 3]
+}";
+
+#[test]
+fn turned_rows_and_modulated_features_agree_and_are_one_kernel_each() {
+    agree(MODULATED, 2e-5);
+    assert_eq!(n_steps(MODULATED, |op| matches!(op, step::Op::Rope(_) | step::Op::Film(_))), 4);
+    assert_eq!(n_steps(MODULATED, |op| matches!(op, step::Op::Binary(_))), 0);
+}
+
 #[test]
 fn group_norms_over_several_axes_agree() {
     agree(

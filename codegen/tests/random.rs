@@ -12,10 +12,10 @@ mod common;
 use common::{Rng, check, devices};
 use qail_codegen::{BuildOptions, build};
 use qail_ir::{
-    ArgReduce, Attention, Binary, BinaryFn, Cast, Compare, CompareFn, Concat, Constant, CumSum, DType, Expand, Gather,
-    Graph, Input, Linear, Normalize, Op, Origin, Output, QAdd, QLinear, QSum, QuantScheme, Quantize, Reduce, ReduceFn,
-    Requantize, Reshape, Scatter, ScatterFn, Slice, SliceAxis, Softmax, TensorType, TopK, TopKPart, Transpose, Unary,
-    UnaryFn, Unfold, ValueId, Where, Window, interp,
+    ArgReduce, Attention, Binary, BinaryFn, Cast, Compare, CompareFn, Concat, Constant, CumSum, DType, Expand, Film,
+    Gather, Graph, Input, Linear, Normalize, Op, Origin, Output, QAdd, QLinear, QSum, QuantScheme, Quantize, Reduce,
+    ReduceFn, Requantize, Reshape, Rope, Scatter, ScatterFn, Slice, SliceAxis, Softmax, TensorType, TopK, TopKPart,
+    Transpose, Unary, UnaryFn, Unfold, ValueId, Where, Window, interp,
 };
 
 /// Which graphs.
@@ -94,10 +94,10 @@ impl Maker {
         let x = self.value(|_| true)?;
         let ty = self.graph.ty(x).clone();
         let rank = ty.shape.len();
-        let choice = self.below(30);
+        let choice = self.below(32);
         let fits = match self.mode {
             Mode::All => true,
-            Mode::Exact => !matches!(choice, 18 | 19 | 29),
+            Mode::Exact => !matches!(choice, 18 | 19 | 29..=31),
             Mode::Smooth => !(choice == 28 || ty.is_f32() && matches!(choice, 20 | 24 | 27)),
         };
         if !fits {
@@ -285,6 +285,15 @@ impl Maker {
             }
             28 if self.flip() => self.products_of_codes(),
             28 => self.codes(),
+            29 | 30 => {
+                let x = self.float()?;
+                let (a, b) = (self.narrower(x), self.narrower(x));
+                let interleaved = self.flip();
+                if self.flip() {
+                    return self.add(Op::Film(Film), &[x, a, b]);
+                }
+                self.add(Op::Rope(Rope { interleaved }), &[x, a, b])
+            }
             _ => {
                 let x = self.value(|ty| ty.is_f32() && ty.shape.len() == 4)?;
                 let y = self.value(|ty| ty.is_f32() && ty.shape.len() == 4)?;
@@ -319,6 +328,22 @@ impl Maker {
         let scheme = self.rng.pick(&[QuantScheme::signed(8), QuantScheme::unsigned(8), QuantScheme::unsigned(4)]);
         let op = Requantize { scheme, lo: scheme.lo(), hi: scheme.hi(), zero_point: 3 };
         self.add(Op::Requantize(op), &[acc, m, shift])
+    }
+
+    /// A value that broadcasts to another: a constant, computed, or a transpose.
+    fn narrower(&mut self, x: ValueId) -> ValueId {
+        let shape = self.graph.ty(x).shape.clone();
+        let fits = |ty: &TensorType| {
+            let own = ty.shape.iter().rev().zip(shape.iter().rev());
+            ty.is_f32() && ty.shape.len() <= shape.len() && own.into_iter().all(|(&a, &b)| a == b || a == 1)
+        };
+        if let Some(found) = self.value(fits).filter(|_| self.flip()) {
+            return found;
+        }
+        let skipped = self.below(shape.len() + 1);
+        let shape: Vec<usize> = shape[skipped..].iter().map(|&extent| if self.flip() { extent } else { 1 }).collect();
+        let numbers = self.numbers(shape.iter().product(), -4, 4);
+        self.constant(TensorType::f32(shape), &numbers)
     }
 
     /// Codes of a value, and what is done with codes alone.

@@ -45,9 +45,9 @@ pub use consts::{Block, ConstData, ConstError, ConstId, ConstSource, Constant};
 pub use graph::{Graph, Node, NodeId, Origin, Output, ValueId};
 pub use op::{
     ArgReduce, Attention, Binary, BinaryFn, BinaryGrad, Cast, Compare, CompareFn, Concat, Const, CumSum, Dequantize,
-    Expand, FakeQuant, FakeQuantGrad, Gather, Grad, Input, Linear, LinearWq, Lookup, MatMul, Normalize, Op, QAdd,
-    QLinear, QSum, Quantize, Reduce, ReduceFn, Requantize, Reshape, Scatter, ScatterFn, Slice, SliceAxis, SliceGrad,
-    Softmax, TopK, TopKPart, Transpose, TypeError, Unary, UnaryFn, Unfold, UnfoldGrad, Where, Window, Wrt,
+    Expand, FakeQuant, FakeQuantGrad, Film, Gather, Grad, Input, Linear, LinearWq, Lookup, MatMul, Normalize, Op, QAdd,
+    QLinear, QSum, Quantize, Reduce, ReduceFn, Requantize, Reshape, Rope, Scatter, ScatterFn, Slice, SliceAxis,
+    SliceGrad, Softmax, TopK, TopKPart, Transpose, TypeError, Unary, UnaryFn, Unfold, UnfoldGrad, Where, Window, Wrt,
 };
 pub use schedule::{Carry, MAX_TURNS, Repeat, State};
 pub use ty::{DType, Elem, QuantScheme, Shape, TensorType};

@@ -222,6 +222,8 @@ fn verify_numbers(node: &Reader<'_>) -> Result<(), VerifyError> {
         | Op::Softmax(_)
         | Op::Normalize(_)
         | Op::Attention(_)
+        | Op::Rope(_)
+        | Op::Film(_)
         | Op::QLinear(_)
         | Op::Grad(Grad::Unfold(_)) => Ok(()),
         Op::QAdd(add) => {

@@ -93,6 +93,8 @@ fn simpler(graph: &Graph, id: NodeId) -> Option<Rewrite> {
         | Op::Softmax(_)
         | Op::Normalize(_)
         | Op::Attention(_)
+        | Op::Rope(_)
+        | Op::Film(_)
         | Op::Input(_)
         | Op::Const(_)
         | Op::Binary(_)

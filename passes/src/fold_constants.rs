@@ -95,7 +95,9 @@ fn is_foldable(op: &Op) -> bool {
         | Op::Unfold(_)
         | Op::Softmax(_)
         | Op::Normalize(_)
-        | Op::Attention(_) => true,
+        | Op::Attention(_)
+        | Op::Rope(_)
+        | Op::Film(_) => true,
         Op::Input(_)
         | Op::Const(_)
         | Op::FakeQuant(_)

@@ -3,7 +3,7 @@
 //! A convolution is written as `unfold`, `transpose`, `reshape`, `linear`, `transpose`: its rows are
 //! pixels. The transpose at the end moves behind everything that does not care about the order of
 //! axes: functions of one number, quantizers with one step, arithmetic with constants (which are permuted) or with values
-//! transposed alike, reductions, softmax, concatenations, slices, pooling windows. A transpose
+//! transposed alike, modulation by features, reductions, softmax, concatenations, slices, pooling windows. A transpose
 //! behind the windows of the next convolution moves in front of them. There the two meet, and the
 //! whole network keeps its channels last.
 //!
@@ -115,14 +115,24 @@ fn sink(graph: &mut Graph, id: NodeId, dead: &mut Vec<NodeId>) -> Result<bool, P
     let operands = graph.operands(id);
     let Some((perm, _)) = operands.iter().find_map(|&value| transpose_of(graph, value)) else { return Ok(false) };
     let Some((op, behind)) = permuted(graph, id, &perm) else { return Ok(false) };
-    if operands.iter().any(|&value| !is_alike(graph, value, &perm)) {
+    let is_film = matches!(op, Op::Film(_));
+    // Features keep their place if the axes beside them have extent 1.
+    let follows = |slot: usize, value: ValueId| {
+        is_alike(graph, value, &perm) || (is_film && slot > 0 && reshaped_to_permute(graph, value, &perm).is_some())
+    };
+    if !operands.iter().enumerate().all(|(slot, &value)| follows(slot, value)) {
         return Ok(false);
     }
     let mut inner = Vec::with_capacity(operands.len());
     for &value in &operands {
         inner.push(match transpose_of(graph, value) {
-            Some((_, x)) => x,
-            None => permuted_constant(graph, value, &perm, dead)?,
+            Some((other, x)) if other == perm => x,
+            _ if is_alike(graph, value, &perm) => permuted_constant(graph, value, &perm, dead)?,
+            _ => {
+                let shape = reshaped_to_permute(graph, value, &perm).unwrap_or_default();
+                let Node { name, origin, .. } = graph.node(value.node).clone();
+                rewrite::add(graph, &format!("{name}.t"), Op::Reshape(Reshape { shape }), &[value], origin)?
+            }
         });
     }
     let transpose = operands.iter().find(|&&value| transpose_of(graph, value).is_some());
@@ -151,6 +161,16 @@ fn is_alike(graph: &Graph, value: ValueId, perm: &[usize]) -> bool {
             one || (graph.const_of(value).is_some() && ty.shape.len() <= perm.len())
         }
     }
+}
+
+/// The shape that a value of features has before the transpose, if a reshape is enough to get there.
+fn reshaped_to_permute(graph: &Graph, value: ValueId, perm: &[usize]) -> Option<Vec<usize>> {
+    let shape = &graph.ty(value).shape;
+    let mut whole = vec![1; perm.len().checked_sub(shape.len())?];
+    whole.extend(shape);
+    let back = inverse(perm);
+    let longer: Vec<usize> = back.iter().copied().filter(|&axis| whole.get(axis) != Some(&1)).collect();
+    if longer.is_sorted() { pick(&whole, &back) } else { None }
 }
 
 /// A constant whose axes are in the order before the transpose.
@@ -194,6 +214,14 @@ fn permuted(graph: &Graph, id: NodeId, perm: &[usize]) -> Option<(Op, Vec<usize>
         // The result has the axes of the transposed operand.
         Op::Binary(_) | Op::Compare(_) | Op::Where(_) if graph.ty(id.value()).shape.len() == perm.len() => {
             (graph.node(id).op.clone(), same)
+        }
+        Op::Film(film)
+            if graph
+                .operands(id)
+                .first()
+                .is_some_and(|&x| transpose_of(graph, x).is_some_and(|(own, _)| own == perm)) =>
+        {
+            (Op::Film(*film), same)
         }
         Op::Softmax(softmax) => (Op::Softmax(Softmax { axis: axis(softmax.axis)?, ..softmax.clone() }), same),
         Op::Concat(concat) => {

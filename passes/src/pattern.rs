@@ -51,6 +51,14 @@ pub(crate) fn with_number(graph: &Graph, value: ValueId, f: BinaryFn) -> Option<
     }
 }
 
+/// The value that an `expand` repeats, if the value is that; else itself.
+pub(crate) fn before_expand(graph: &Graph, value: ValueId) -> ValueId {
+    match (graph.op(value), &graph.operands(value.node)[..]) {
+        (Op::Expand(_), &[x]) => x,
+        _ => value,
+    }
+}
+
 /// A product: one number times values. Powers with whole exponents are products too.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Product {

@@ -4,9 +4,9 @@ use qail_ir::{Graph, Op};
 
 use crate::{
     AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, ExpandGroups, FoldConstants, FoldNormalizer,
-    FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish, LiftNormalize,
-    LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass, Precision,
-    QuantizeWeights,
+    FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftFilm, LiftGelu, LiftHardSwish, LiftMish,
+    LiftNormalize, LiftRope, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding,
+    Pass, Precision, QuantizeWeights,
 };
 
 /// What the default pipeline depends on.
@@ -65,6 +65,8 @@ pub fn given_pipeline() -> Vec<Box<dyn Pass>> {
         Box::new(FoldConstants::default()),
         Box::new(Canonicalize),
         Box::new(EliminateDeadCode),
+        Box::new(LiftRope),
+        Box::new(LiftFilm),
         Box::new(MoveTransposes),
         Box::new(Canonicalize),
         Box::new(LiftNormalize),
@@ -91,6 +93,9 @@ pub fn prepare(options: &PipelineOptions) -> Vec<Box<dyn Pass>> {
         Box::new(FoldConstants::default()),
         Box::new(Canonicalize),
         Box::new(EliminateDeadCode),
+        // They read one value twice, or computed features: transposes would move over parts of them.
+        Box::new(LiftRope),
+        Box::new(LiftFilm),
         // Channels last: what follows a convolution stands right behind its `linear`.
         Box::new(MoveTransposes),
         Box::new(Canonicalize),

@@ -300,6 +300,17 @@ impl Rebatched<'_> {
                 }
                 (op, 0)
             }
+            Op::Rope(_) | Op::Film(_) => {
+                let rank = old.ty(id.value()).shape.len();
+                let axis = self.aligned(id, at, rank)?;
+                if matches!(op, Op::Rope(_)) && axis + 1 == rank {
+                    return Err(self.unsupported(id, "it turns samples into each other"));
+                }
+                if first.is_none() {
+                    return Err(self.unsupported(id, "it modulates one value by many samples"));
+                }
+                (op, axis)
+            }
             Op::Scatter(_) | Op::QAdd(_) | Op::QSum(_) => {
                 return Err(self.unsupported(id, "it has rows of other samples; run it sample by sample"));
             }

@@ -2,9 +2,9 @@
 
 use crate::{
     AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, ExpandGroups, FoldConstants, FoldEntrySteps,
-    FoldNormalizer, FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish,
-    LiftNormalize, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass,
-    PassError, PassOptions, QuantizeWeights, Rebatch, TabulateTurns,
+    FoldNormalizer, FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftFilm, LiftGelu, LiftHardSwish,
+    LiftMish, LiftNormalize, LiftRope, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes,
+    OptimizeRounding, Pass, PassError, PassOptions, QuantizeWeights, Rebatch, TabulateTurns,
 };
 
 /// One line of the table of passes.
@@ -37,10 +37,12 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "hoist-functions", build: |_| Ok(Box::new(HoistFunctions)) },
     Entry { name: "insert-fake-quant", build: |options| Ok(Box::new(InsertFakeQuant::from_options(options)?)) },
     Entry { name: "lift-attention", build: |_| Ok(Box::new(LiftAttention)) },
+    Entry { name: "lift-film", build: |_| Ok(Box::new(LiftFilm)) },
     Entry { name: "lift-gelu", build: |_| Ok(Box::new(LiftGelu)) },
     Entry { name: "lift-hard-swish", build: |_| Ok(Box::new(LiftHardSwish)) },
     Entry { name: "lift-mish", build: |_| Ok(Box::new(LiftMish)) },
     Entry { name: "lift-normalize", build: |_| Ok(Box::new(LiftNormalize)) },
+    Entry { name: "lift-rope", build: |_| Ok(Box::new(LiftRope)) },
     Entry { name: "lift-silu", build: |_| Ok(Box::new(LiftSilu)) },
     Entry { name: "lift-softmax", build: |_| Ok(Box::new(LiftSoftmax)) },
     Entry { name: "lower-quant", build: |_| Ok(Box::new(LowerQuant)) },

@@ -57,14 +57,15 @@ fn a_run_allocates_nothing() {
     }
     let mut session = Session::load(families::file(), "cpu".parse().unwrap()).unwrap();
     let x: Vec<f32> = (0..32).map(|i| i as f32 * 0.1 - 1.5).collect();
-    let mut y = vec![0.0; 6];
+    let (mut y, mut z) = (vec![0.0; 6], vec![0.0; 288]);
     let before = CALLS.load(Ordering::SeqCst);
     for _ in 0..10 {
         let inputs = [TensorView::F32(&x), TensorView::I64(&[3, -1, 900])];
-        assert!(session.run(&inputs, &mut [TensorViewMut::F32(&mut y)]).is_ok());
+        assert!(session.run(&inputs, &mut [TensorViewMut::F32(&mut y), TensorViewMut::F32(&mut z)]).is_ok());
     }
-    assert_eq!(CALLS.load(Ordering::SeqCst) - before, 0, "windows, rows and look-ups");
+    assert_eq!(CALLS.load(Ordering::SeqCst) - before, 0, "windows, rows, look-ups and modulation");
     assert!(y.iter().any(|&y| y != 0.0), "{y:?}");
+    assert!(z.iter().any(|&z| z != 0.0), "{z:?}");
     for (execute, ensemble) in [(3, None), (1, Some(0.01))] {
         let mlp = Mlp::new(&[17, 64, 48, 6], 5, Precision::W4A8, 7);
         let file = mutant::edited(&mlp.file, |manifest| {

@@ -25,6 +25,7 @@ pub(crate) mod qgroups;
 pub(crate) mod qlinear;
 pub(crate) mod reduce;
 pub(crate) mod requantize;
+pub(crate) mod rope;
 pub(crate) mod rows;
 pub(crate) mod select;
 pub(crate) mod trim;
@@ -213,13 +214,14 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    pub(crate) const SOURCES: [(&str, &str); 24] = [
+    pub(crate) const SOURCES: [(&str, &str); 26] = [
         ("binary", binary::SOURCE),
         ("attention", rows::ATTENTION),
         ("choose", select::CHOOSE),
         ("compare", select::COMPARE),
         ("copy_bytes", copy::BYTES),
         ("copy_words", copy::WORDS),
+        ("film", rope::FILM),
         ("gather_bytes", select::BYTES),
         ("gather_words", select::WORDS),
         ("linear_f32", linear_f32::SOURCE),
@@ -234,6 +236,7 @@ mod tests {
         ("reduce", reduce::SOURCE),
         ("reduce_codes", codes::REDUCE),
         ("requantize", requantize::SOURCE),
+        ("rope", rope::ROPE),
         ("softmax", rows::SOFTMAX),
         ("unary", unary::SOURCE),
         ("unfold_bytes", unfold::BYTES),

@@ -15,7 +15,7 @@ use crate::{
         matmul_f32::MatMulF32,
         qgroups::QGroups,
         qlinear::{Finish, QLinear},
-        reduce, requantize, rows as row_kernels, select,
+        reduce, requantize, rope, rows as row_kernels, select,
         unary::Unary,
         unfold,
     },
@@ -197,6 +197,14 @@ fn choose(builder: &Builder<'_>, node: &str, op: &step::Op) -> Result<Use, Codeg
             let mask = op.mask.as_ref().map_or(Ok(tensor(op.q)), bound)?;
             let bindings = vec![tensor(op.q), tensor(op.k), tensor(op.v), mask, tensor(op.out)];
             Ok(Use { shader: row_kernels::attention(node, op)?, bindings })
+        }
+        step::Op::Rope(op) => {
+            let bindings = vec![bound(&op.x)?, bound(&op.cos)?, bound(&op.sin)?, tensor(op.out)];
+            Ok(Use { shader: rope::rope(node, op, &builder.entry(op.out)?.shape)?, bindings })
+        }
+        step::Op::Film(op) => {
+            let bindings = vec![bound(&op.x)?, bound(&op.scale)?, bound(&op.shift)?, tensor(op.out)];
+            Ok(Use { shader: rope::film(node, op, &builder.entry(op.out)?.shape)?, bindings })
         }
         step::Op::Compare(op) => {
             let ints = match x_entry(builder, &op.a)? {

@@ -16,6 +16,7 @@ mod memory;
 mod movement;
 mod place;
 mod quant;
+mod rope;
 mod rows;
 mod schedule;
 mod section;
@@ -223,7 +224,7 @@ fn required_features(steps: &[Step]) -> Vec<String> {
 }
 
 /// Oldest reader that knows every step: 1 for what matrix products and functions
-/// of numbers take.
+/// of numbers take, 3 for rotary embeddings, modulation and products in groups.
 fn min_reader(steps: &[Step]) -> u32 {
     let is_old = |op: &step::Op| match op {
         step::Op::Quantize(_)
@@ -243,6 +244,8 @@ fn min_reader(steps: &[Step]) -> u32 {
         | step::Op::Softmax(_)
         | step::Op::Normalize(_)
         | step::Op::Attention(_)
+        | step::Op::Rope(_)
+        | step::Op::Film(_)
         | step::Op::Compare(_)
         | step::Op::Where(_)
         | step::Op::Gather(_)
@@ -253,7 +256,15 @@ fn min_reader(steps: &[Step]) -> u32 {
         | step::Op::QAdd(_)
         | step::Op::QGroups(_) => false,
     };
-    if steps.iter().filter_map(|step| step.op.as_ref()).all(is_old) { 1 } else { 2 }
+    let is_new = |op: &step::Op| matches!(op, step::Op::Rope(_) | step::Op::Film(_) | step::Op::QGroups(_));
+    let ops = || steps.iter().filter_map(|step| step.op.as_ref());
+    if ops().any(is_new) {
+        3
+    } else if ops().all(is_old) {
+        1
+    } else {
+        2
+    }
 }
 
 impl Builder<'_> {
@@ -337,6 +348,8 @@ impl Builder<'_> {
             Op::Softmax(op) => self.softmax(node, op, place),
             Op::Normalize(op) => self.normalize(node, op, place),
             Op::Attention(op) => self.attention(node, op, place),
+            Op::Rope(op) => self.rope(node, op, place),
+            Op::Film(_) => self.film(node, place),
             Op::QAdd(op) => self.q_add(node, op, place),
             Op::QSum(op) => self.q_sum(node, op, place),
             Op::Grad(_) => {

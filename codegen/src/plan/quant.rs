@@ -322,6 +322,8 @@ pub(crate) fn code_range(graph: &Graph, value: ValueId) -> (i32, i32) {
         | Op::Softmax(_)
         | Op::Normalize(_)
         | Op::Attention(_)
+        | Op::Rope(_)
+        | Op::Film(_)
         | Op::QSum(_)
         | Op::FakeQuant(_)
         | Op::QLinear(_)

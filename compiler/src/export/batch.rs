@@ -58,6 +58,8 @@ fn by_rows(graph: &Graph, id: NodeId, batch: usize) -> bool {
         | Op::Softmax(_)
         | Op::Normalize(_)
         | Op::Attention(_)
+        | Op::Rope(_)
+        | Op::Film(_)
         | Op::QAdd(_)
         | Op::QSum(_) => false,
     }

@@ -127,6 +127,8 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
         | Op::Softmax(_)
         | Op::Normalize(_)
         | Op::Attention(_)
+        | Op::Rope(_)
+        | Op::Film(_)
         | Op::QAdd(_)
         | Op::QSum(_) => Err(emitter.unsupported(id, "this export does not write it yet; use another format")),
         Op::Grad(_) => {

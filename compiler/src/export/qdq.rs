@@ -129,6 +129,8 @@ impl<'g> Qdq<'g> {
             | Op::Softmax(_)
             | Op::Normalize(_)
             | Op::Attention(_)
+            | Op::Rope(_)
+            | Op::Film(_)
             | Op::QAdd(_)
             | Op::QSum(_) => Err(self.emitter.unsupported(id, "this export does not write it yet; use another format")),
             Op::Grad(_) => {

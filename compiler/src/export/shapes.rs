@@ -66,6 +66,8 @@ pub(super) fn emit(emitter: &mut Emitter<'_>, id: NodeId, xs: &[Tensor], out: &s
         | Op::Softmax(_)
         | Op::Normalize(_)
         | Op::Attention(_)
+        | Op::Rope(_)
+        | Op::Film(_)
         | Op::QAdd(_)
         | Op::QSum(_)
         | Op::FakeQuant(_)

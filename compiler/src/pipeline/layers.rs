@@ -62,7 +62,9 @@ fn layer(graph: &Graph, id: NodeId, lowering: Option<&LoweringReport>) -> Option
         | Op::CumSum(_)
         | Op::Softmax(_)
         | Op::Normalize(_)
-        | Op::Attention(_) => Some(Layer { reason: "in floats".to_owned(), ..bare(node) }),
+        | Op::Attention(_)
+        | Op::Rope(_)
+        | Op::Film(_) => Some(Layer { reason: "in floats".to_owned(), ..bare(node) }),
         Op::Input(_)
         | Op::Const(_)
         | Op::Reshape(_)

@@ -20,6 +20,7 @@ mod linear;
 mod normalize;
 mod quant;
 mod reduce;
+mod rope;
 mod select;
 mod shape;
 mod tensor;
@@ -285,6 +286,8 @@ pub fn eval(node: &Node, operands: &[&Tensor]) -> Result<Tensor, InterpError> {
         Op::Softmax(op) => normalize::softmax(op, operands),
         Op::Normalize(op) => normalize::normalize(op, operands),
         Op::Attention(op) => normalize::attention(op, operands, ty),
+        Op::Rope(op) => rope::rope(op, operands),
+        Op::Film(_) => rope::film(operands),
         Op::QAdd(op) => integer::q_add(op, operands, ty),
         Op::QSum(op) => integer::q_sum(op, operands),
         Op::FakeQuant(fake) => quant::fake_quant(fake, operands),

@@ -47,6 +47,8 @@ impl Op {
             Self::Softmax(op) => self.infer_softmax(op, operands),
             Self::Normalize(op) => self.infer_normalize(op, operands),
             Self::Attention(op) => self.infer_attention(op, operands),
+            Self::Rope(_) => self.infer_rope(operands),
+            Self::Film(_) => self.infer_film(operands),
             Self::QAdd(op) => self.infer_q_add(op, operands),
             Self::QSum(op) => self.infer_q_sum(op, operands),
             Self::FakeQuant(fake) => self.infer_fake_quant(fake, operands),

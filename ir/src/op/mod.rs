@@ -12,6 +12,7 @@ mod grad;
 mod infer;
 mod integer;
 mod normalize;
+mod rope;
 mod select;
 mod window;
 
@@ -23,6 +24,7 @@ pub use function::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 pub use grad::{BinaryGrad, FakeQuantGrad, Grad, SliceGrad, Wrt};
 pub use integer::{QAdd, QSum};
 pub use normalize::{Attention, Normalize, Softmax};
+pub use rope::{Film, Rope};
 pub use select::{ArgReduce, Compare, CumSum, Gather, Scatter, ScatterFn, TopK, TopKPart, Where};
 pub use window::{Unfold, UnfoldGrad, Window};
 
@@ -78,6 +80,10 @@ pub enum Op {
     Normalize(Normalize),
     /// Scaled dot-product attention of several heads.
     Attention(Attention),
+    /// Rotary position embedding: `(x, cos, sin)`.
+    Rope(Rope),
+    /// Feature-wise modulation `x * scale + shift`: `(x, scale, shift)`.
+    Film(Film),
     /// Round to the grid of a quantizer and back: `(x, s)` or `(x, s, z)`.
     FakeQuant(FakeQuant),
     /// Entry of a quantized region: `clamp(rne(x * r) + z)`, on the host.
@@ -333,6 +339,8 @@ impl Op {
             Self::Softmax(_) => "softmax",
             Self::Normalize(_) => "normalize",
             Self::Attention(_) => "attention",
+            Self::Rope(_) => "rope",
+            Self::Film(_) => "film",
             Self::FakeQuant(_) => "fake_quant",
             Self::Quantize(_) => "quantize",
             Self::QLinear(_) => "qlinear",

@@ -2,9 +2,10 @@
 
 use crate::{
     ArgReduce, Attention, Binary, BinaryFn, BinaryGrad, Cast, Compare, CompareFn, Concat, CumSum, Dequantize, Elem,
-    Expand, FakeQuant, FakeQuantGrad, Gather, Grad, Linear, LinearWq, Lookup, MatMul, Normalize, Op, QAdd, QLinear,
-    QSum, QuantScheme, Quantize, Reduce, ReduceFn, Requantize, Reshape, Scatter, ScatterFn, Slice, SliceAxis,
-    SliceGrad, Softmax, TensorType, TopK, TopKPart, Transpose, Unary, UnaryFn, Unfold, UnfoldGrad, Where, Window, Wrt,
+    Expand, FakeQuant, FakeQuantGrad, Film, Gather, Grad, Linear, LinearWq, Lookup, MatMul, Normalize, Op, QAdd,
+    QLinear, QSum, QuantScheme, Quantize, Reduce, ReduceFn, Requantize, Reshape, Rope, Scatter, ScatterFn, Slice,
+    SliceAxis, SliceGrad, Softmax, TensorType, TopK, TopKPart, Transpose, Unary, UnaryFn, Unfold, UnfoldGrad, Where,
+    Window, Wrt,
 };
 
 use super::{
@@ -205,6 +206,8 @@ impl<'a> Attributes<'a> {
                 Op::Normalize(Normalize { axes, eps, center: self.flag("center")? })
             }
             "attention" => Op::Attention(Attention { scale: self.required("scale", parameter)? }),
+            "rope" => Op::Rope(Rope { interleaved: self.flag("interleaved")? }),
+            "film" => Op::Film(Film),
             "qadd" => {
                 let scheme = self.declared_scheme(declared)?;
                 let (lo, hi) = self.range(scheme)?;

@@ -164,6 +164,7 @@ fn attributes(op: &Op) -> Vec<String> {
         | Op::Cast(_)
         | Op::Compare(_)
         | Op::Where(_)
+        | Op::Film(_)
         | Op::Lookup(_) => vec![],
         Op::Gather(gather) => vec![format!("axis = {}", gather.axis)],
         Op::Scatter(scatter) => vec![format!("f = {}", scatter.f.name())],
@@ -188,6 +189,7 @@ fn attributes(op: &Op) -> Vec<String> {
                 .concat()
         }
         Op::Attention(op) => vec![format!("scale = {}", float(op.scale))],
+        Op::Rope(op) => flags(&[("interleaved", op.interleaved)]),
         Op::QAdd(op) => {
             let mut out = range(op.scheme, op.lo, op.hi);
             out.extend(offset("zero_a", op.zero_a));

@@ -1,8 +1,9 @@
 //! Operations of convolutional, recurrent and transformer policies in random graphs.
 
 use qail_ir::{
-    ArgReduce, Attention, Compare, CompareFn, Constant, CumSum, DType, Gather, Grad, Normalize, Op, Origin, QAdd, QSum,
-    QuantScheme, Scatter, ScatterFn, Softmax, TensorType, TopK, TopKPart, Unfold, UnfoldGrad, ValueId, Where, Window,
+    ArgReduce, Attention, Compare, CompareFn, Constant, CumSum, DType, Film, Gather, Grad, Normalize, Op, Origin, QAdd,
+    QSum, QuantScheme, Rope, Scatter, ScatterFn, Softmax, TensorType, TopK, TopKPart, Unfold, UnfoldGrad, ValueId,
+    Where, Window,
 };
 
 use super::Builder;
@@ -12,7 +13,7 @@ impl Builder {
     pub(super) fn layer(&mut self, x: ValueId, ty: &TensorType, scheme: QuantScheme) {
         let axis = self.dice.below(ty.shape.len());
         let extent = ty.shape.get(axis).copied().unwrap_or(1);
-        match self.dice.below(14) {
+        match self.dice.below(16) {
             0 => {
                 let (f, y) = (self.dice.pick(&CompareFn::ALL), self.value());
                 self.add(Op::Compare(Compare { f }), &[x, y]);
@@ -79,6 +80,15 @@ impl Builder {
                 let (keep_dims, zero_point) = (self.dice.flip(), self.dice.below(2) as i32);
                 self.add(Op::QSum(QSum { axes, keep_dims, zero_point }), &[codes]);
             }
+            13 => {
+                let interleaved = self.dice.flip();
+                let (cos, sin) = (self.narrowed(ty), self.narrowed(ty));
+                self.add(Op::Rope(Rope { interleaved }), &[x, cos, sin]);
+            }
+            14 => {
+                let (scale, shift) = (self.narrowed(ty), self.narrowed(ty));
+                self.add(Op::Film(Film), &[x, scale, shift]);
+            }
             _ => {
                 let codes = self.constant(TensorType::code(scheme, ty.shape.clone()), true);
                 let zero_a = if ty.scheme().is_some() { self.dice.below(2) as i32 } else { 0 };
@@ -98,6 +108,13 @@ impl Builder {
         let ty = TensorType::plain(self.dice.pick(&[DType::I32, DType::I64]), shape);
         let elements: Vec<i64> = (0..ty.n_elements()).map(|_| self.dice.below(10) as i64 - 5).collect();
         self.graph.add_const("index", Constant::ints(ty, &elements), Origin::default())
+    }
+
+    /// A value that broadcasts to the type.
+    fn narrowed(&mut self, ty: &TensorType) -> ValueId {
+        let skipped = self.dice.below(ty.shape.len() + 1);
+        let shape = ty.shape.iter().skip(skipped).map(|&extent| if self.dice.flip() { extent } else { 1 }).collect();
+        self.constant(TensorType { elem: ty.elem, shape }, true)
     }
 
     fn unfold(&mut self, ty: &TensorType) -> Unfold {

@@ -52,6 +52,8 @@ fn computes(op: &Op) -> bool {
             | Op::Softmax(_)
             | Op::Normalize(_)
             | Op::Attention(_)
+            | Op::Rope(_)
+            | Op::Film(_)
             | Op::CumSum(_)
             | Op::LinearWq(_)
     )

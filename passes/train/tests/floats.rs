@@ -142,6 +142,11 @@ fn movements_rows_and_choices_are_the_interpreter_to_the_last_bit() {
         "%y = softmax %x {axis = 1, log} : f32[3, 4, 6, 5]",
         "%y = normalize %x {axes = [2, 3], eps = 1e-5, center} : f32[3, 4, 6, 5]",
         "%y = normalize %x {axes = [1], eps = 1e-5} : f32[3, 4, 6, 5]",
+        "%y = film %x, %col, %row : f32[3, 4, 6, 5]",
+        "%y = film %x, %half, %col : f32[3, 4, 6, 5]",
+        "%t = transpose %x {perm = [0, 1, 3, 2]} : f32[3, 4, 5, 6] %y = rope %t, %col, %half : f32[3, 4, 5, 6]",
+        "%t = transpose %x {perm = [0, 1, 3, 2]} : f32[3, 4, 5, 6] %c = const rand(3) : f32[5, 6]
+            %s = const rand(4) : f32[4, 1, 6] %y = rope %t, %c, %s {interleaved} : f32[3, 4, 5, 6]",
         "%y = reduce_max %x {axes = [2, 3]} : f32[3, 4]",
         "%y = reduce_min %x {axes = [0, 2], keep_dims} : f32[1, 4, 1, 5]",
         "%y = reduce_sum %x {axes = [1, 3]} : f32[3, 6]",

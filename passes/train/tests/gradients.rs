@@ -215,6 +215,13 @@ fn rows_of_transformers() {
     {
         check(&format!("%x: f32[2, 3, 2]\n%y = normalize %x {{{attributes}}} : f32[2, 3, 2]"), false);
     }
+    for (flag, angles) in
+        [("", "[2, 1, 4]"), (" {interleaved}", "[2, 1, 4]"), ("", "[3, 1]"), (" {interleaved}", "[1]")]
+    {
+        let inputs = format!("%x: f32[2, 3, 4], %c: f32{angles}, %s: f32{angles}");
+        check(&format!("{inputs}\n%y = rope %x, %c, %s{flag} : f32[2, 3, 4]"), false);
+    }
+    check("%x: f32[2, 3, 4], %a: f32[2, 3, 1], %b: f32[3, 1]\n%y = film %x, %a, %b : f32[2, 3, 4]", false);
     let attention = "attention %q, %k, %v";
     check(
         &format!(

@@ -74,6 +74,18 @@ impl Step {
                     found.operand(mask);
                 }
             }
+            Some(step::Op::Rope(op)) => {
+                found.set(&[], &[], op.out);
+                found.operand(&op.x);
+                found.operand(&op.cos);
+                found.operand(&op.sin);
+            }
+            Some(step::Op::Film(op)) => {
+                found.set(&[], &[], op.out);
+                found.operand(&op.x);
+                found.operand(&op.scale);
+                found.operand(&op.shift);
+            }
             Some(step::Op::Compare(op)) => {
                 found.set(&[], &[], op.out);
                 found.operand(&op.a);

@@ -198,6 +198,15 @@ fn windows_rows_and_look_ups_stay_in_their_tensors() {
     assert!(changed!(13, QAdd, |op: &mut step::QAdd| op.hi = 200).contains("does not hold codes -100..=200"));
     assert!(changed!(14, Reduce, |op: &mut step::Reduce| op.f = 2).contains("cannot reduce I8 to I32"));
     assert!(changed!(14, Reduce, |op: &mut step::Reduce| op.zero_point = i32::MAX).contains("leave 32 bits"));
+    let cos = changed!(16, Rope, |op: &mut step::Rope| op.cos.offset = 1);
+    assert_eq!(cos, "step `turned`: reaches elements 1..=18 of 18");
+    assert!(changed!(16, Rope, |op: &mut step::Rope| op.x.strides.clear()).contains("do not match its axes"));
+    let odd = message(&mutant::edited(&file, |m| (m.tensors[18].shape, m.tensors[18].stride) = (vec![32, 9], 9)));
+    assert_eq!(odd, "step `turned`: has rows that do not divide into pairs");
+    let scale = changed!(17, Film, |op: &mut step::Film| op.scale.strides[0] = i64::MIN);
+    assert!(scale.contains("reaches elements"), "{scale}");
+    let truth = changed!(17, Film, |op: &mut step::Film| op.shift.source = Some(step::Source::Tensor(7)));
+    assert_eq!(truth, "step `modulated`: has an operand that is not f32");
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod linear;
 mod order;
 mod program;
 mod reduce;
+mod rope;
 mod rows;
 mod select;
 #[allow(unsafe_code, reason = "instruction sets beyond the one that the crate is built for")]

@@ -3,7 +3,7 @@
 //! Plain attention is the operation of the graph, with the mask as an addend. With a soft cap, or
 //! when the scores are asked for, it is written out.
 
-use qail_ir::{Attention, BinaryFn, Compare, CompareFn, DType, MatMul, Op, SliceAxis, UnaryFn};
+use qail_ir::{Attention, Compare, CompareFn, DType, MatMul, Op, Rope, UnaryFn};
 
 use super::{OpError, builder::Tensor, cx::NodeCx};
 
@@ -182,27 +182,9 @@ pub(super) fn rotary(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
         return Err(OpError::invalid(format!("{turned} of {width} elements in {shape:?} do not form pairs")));
     }
     let (cos, sin) = (angles(cx, cos, ids)?, angles(cx, sin, ids)?);
-    let half = turned / 2;
+    let (cos, sin) = (beside(cx, cos, interleaved)?, beside(cx, sin, interleaved)?);
     let pairs = cx.sliced(x, 3, 0, turned)?;
-    let (first, second) = if interleaved {
-        let one = |start| SliceAxis { start, len: half, step: if half > 1 { 2 } else { 1 } };
-        (cx.strided(pairs, 3, one(0))?, cx.strided(pairs, 3, one(1))?)
-    } else {
-        (cx.sliced(pairs, 3, 0, half)?, cx.sliced(pairs, 3, half, half)?)
-    };
-    let (a, b) = (cx.mul(cos, first)?, cx.mul(sin, second)?);
-    let real = cx.zip(BinaryFn::Sub, a, b)?;
-    let (a, b) = (cx.mul(sin, first)?, cx.mul(cos, second)?);
-    let imaginary = cx.add(a, b)?;
-    let mut y = if interleaved {
-        let lead = cx.shape(real);
-        let split = [&lead[..], &[1]].concat();
-        let (real, imaginary) = (cx.reshaped(real, split.clone())?, cx.reshaped(imaginary, split)?);
-        let joined = cx.joined(&[real, imaginary], 4)?;
-        cx.reshaped(joined, [&lead[..3], &[turned]].concat())?
-    } else {
-        cx.joined(&[real, imaginary], 3)?
-    };
+    let mut y = cx.part(Op::Rope(Rope { interleaved }), &[pairs, cos, sin])?;
     if turned < width {
         let rest = cx.sliced(x, 3, turned, width - turned)?;
         y = cx.joined(&[y, rest], 3)?;
@@ -212,6 +194,18 @@ pub(super) fn rotary(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
         y = cx.reshaped(y, shape)?;
     }
     Ok(vec![y])
+}
+
+/// Numbers of pairs `[B, 1, L, half]` once for both of their elements.
+fn beside(cx: &mut NodeCx<'_>, x: Tensor, interleaved: bool) -> Result<Tensor, OpError> {
+    if !interleaved {
+        return cx.joined(&[x, x], 3);
+    }
+    let shape = cx.shape(x);
+    let &[b, one, l, half] = &shape[..] else { return Err(OpError::invalid(format!("angles of shape {shape:?}"))) };
+    let apart = cx.reshaped(x, [b, one, l, half, 1])?;
+    let twice = cx.expanded(apart, [b, one, l, half, 2])?;
+    cx.reshaped(twice, [b, one, l, 2 * half])
 }
 
 /// Cosines or sines as `[B, 1, L, half]`.

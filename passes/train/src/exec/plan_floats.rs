@@ -1,7 +1,8 @@
 //! Steps in floats. What has no fast loop runs on the interpreter.
 
 use qail_ir::{
-    Binary, BinaryGrad, DType, FakeQuantGrad, Grad, Linear, NodeId, Op, Reduce, ReduceFn, Shape, Unary, ValueId, Wrt,
+    Binary, BinaryGrad, DType, FakeQuantGrad, Grad, Linear, NodeId, Op, Reduce, ReduceFn, Rope, Shape, Unary, ValueId,
+    Wrt,
 };
 
 use super::{
@@ -104,6 +105,8 @@ impl Planner<'_> {
                 self.push(Step::Normalize { eps: op.eps, center: op.center, rows, x, out }, &[x], &[out]);
                 Ok(())
             }
+            (Op::Rope(op), &[x, cos, sin]) => self.rope(value, op, [x, cos, sin]),
+            (Op::Film(_), &[x, scale, shift]) => self.film(value, [x, scale, shift]),
             (Op::Grad(Grad::Unfold(grad)), &[g]) => self.unfold_grad(value, &grad, g),
             (Op::Grad(Grad::Binary(grad)), &[a, b, g]) => self.binary_grad(value, &grad, [a, b, g]),
             (Op::Grad(Grad::Reduce(reduce)), &[x, g]) => {
@@ -250,6 +253,29 @@ impl Planner<'_> {
         let out = self.out(value);
         self.push(Step::Choose { spread, operands, out }, &operands, &[out]);
         Ok(())
+    }
+
+    fn rope(&mut self, value: ValueId, op: Rope, operands: [ValueId; 3]) -> Result<(), ExecError> {
+        let (spread, operands) = self.spread(value, operands)?;
+        let width = self.graph.ty(value).shape.last().copied().unwrap_or(1);
+        let out = self.out(value);
+        self.push(Step::Rope { op, width, spread, operands, out }, &operands, &[out]);
+        Ok(())
+    }
+
+    fn film(&mut self, value: ValueId, operands: [ValueId; 3]) -> Result<(), ExecError> {
+        let (spread, operands) = self.spread(value, operands)?;
+        let out = self.out(value);
+        self.push(Step::Film { spread, operands, out }, &operands, &[out]);
+        Ok(())
+    }
+
+    /// Three operands in floats, and how they lie below the result.
+    fn spread(&mut self, value: ValueId, operands: [ValueId; 3]) -> Result<(Spread, [Item; 3]), ExecError> {
+        let shape = |value: ValueId| &self.graph.ty(value).shape[..];
+        let spread = Spread::new(shape(value), &operands.map(shape));
+        let [a, b, c] = operands;
+        Ok((spread, [self.real(a)?, self.real(b)?, self.real(c)?]))
     }
 
     fn reduce(&mut self, value: ValueId, reduce: &Reduce, x: ValueId) -> Result<(), ExecError> {

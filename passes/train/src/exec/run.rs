@@ -172,7 +172,9 @@ impl State {
             | Step::Normalize { .. }
             | Step::Spread { .. }
             | Step::SpreadGrad { .. }
-            | Step::Choose { .. } => self.take_moves(step),
+            | Step::Choose { .. }
+            | Step::Rope { .. }
+            | Step::Film { .. } => self.take_moves(step),
             Step::Repeat { x, out } => {
                 self.memory.write(*out, |memory, out| {
                     let x = memory.f32(*x);

@@ -99,6 +99,12 @@ impl State {
             Step::Choose { spread, operands: [truth, a, b], out } => write(self, *out, &|memory, out| {
                 spread.choose(threads, out, ints(memory, *truth), [memory.f32(*a), memory.f32(*b)]);
             }),
+            Step::Rope { op, width, spread, operands, out } => write(self, *out, &|memory, out| {
+                spread.rope(threads, (*op, *width), out, operands.map(|item| memory.f32(item)));
+            }),
+            Step::Film { spread, operands, out } => write(self, *out, &|memory, out| {
+                spread.film(threads, out, operands.map(|item| memory.f32(item)));
+            }),
             _ => return Err(internal("every step has somebody who takes it")),
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Functions of two and three tensors that broadcast in any way.
 
-use qail_ir::{BinaryFn, Wrt};
+use qail_ir::{BinaryFn, Rope, Wrt};
 
 use super::lanes::pieces;
 
@@ -115,6 +115,25 @@ impl Spread {
                 *out = (f.partial_f64(wrt, of(0, i), of(1, i)) * of(2, i)) as f32;
             }
         });
+    }
+
+    /// See [`Rope`], of rows of `width`; the first operand has the shape of the result.
+    pub(super) fn rope(&self, threads: usize, (op, width): (Rope, usize), out: &mut [f32], [x, cos, sin]: [&[f32]; 3]) {
+        let of = |all: &[f32], at: usize| all.get(at).copied().unwrap_or(f32::NAN);
+        let width = width.max(1);
+        self.each(threads, out, |[at, at_cos, at_sin]| {
+            let i = at % width;
+            let (partner, negated) = op.partner(i, width);
+            let other = of(x, at - i + partner);
+            let turned = if negated { -other } else { other };
+            of(x, at) * of(cos, at_cos) + turned * of(sin, at_sin)
+        });
+    }
+
+    /// See [`qail_ir::Film`].
+    pub(super) fn film(&self, threads: usize, out: &mut [f32], [x, scale, shift]: [&[f32]; 3]) {
+        let of = |all: &[f32], at: usize| all.get(at).copied().unwrap_or(f32::NAN);
+        self.each(threads, out, |[at, at_scale, at_shift]| of(x, at) * of(scale, at_scale) + of(shift, at_shift));
     }
 
     /// `out = a` where `truth` is not 0, else `b`.

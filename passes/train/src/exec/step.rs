@@ -1,6 +1,6 @@
 //! What an executor does, one step after another.
 
-use qail_ir::{BinaryFn, Node, ReduceFn, TensorType, UnaryFn, Wrt};
+use qail_ir::{BinaryFn, Node, ReduceFn, Rope, TensorType, UnaryFn, Wrt};
 use qail_passes::quant::{CodeInfo, region::ActivationQuantizer};
 
 use super::{
@@ -329,6 +329,20 @@ pub(super) enum Step {
     },
     /// One or the other: operands are truth values and two tensors.
     Choose {
+        spread: Spread,
+        operands: [Item; 3],
+        out: Item,
+    },
+    /// Pairs of rows of `width` turned: operands are the rows, cosines, sines.
+    Rope {
+        op: Rope,
+        width: usize,
+        spread: Spread,
+        operands: [Item; 3],
+        out: Item,
+    },
+    /// A product and a sum: operands are a tensor, a scale, a shift.
+    Film {
         spread: Spread,
         operands: [Item; 3],
         out: Item,

@@ -11,6 +11,7 @@ mod matmul;
 mod movement;
 mod normalize;
 mod reduce;
+mod rope;
 mod select;
 
 use qail_ir::{
@@ -50,7 +51,9 @@ pub(crate) fn flow(graph: &Graph, id: NodeId, slot: usize) -> Flow {
         | Op::Unfold(_)
         | Op::Softmax(_)
         | Op::Normalize(_)
-        | Op::Attention(_) => of_result(graph, id),
+        | Op::Attention(_)
+        | Op::Rope(_)
+        | Op::Film(_) => of_result(graph, id),
         // Conditions and indices.
         Op::Compare(_) | Op::ArgReduce(_) => Flow::Cut,
         Op::Where(_) if slot == 0 => Flow::Cut,
@@ -120,6 +123,8 @@ pub(crate) fn backward(
         Op::Unfold(op) => movement::unfold(builder, op, operands, g),
         Op::Softmax(op) => normalize::softmax(builder, op, g),
         Op::Normalize(op) => normalize::normalize(builder, op, operands, g),
+        Op::Rope(op) => rope::rope(builder, *op, operands, slot, g),
+        Op::Film(_) => rope::film(builder, operands, slot, g),
         // Attention is written out before.
         Op::Attention(_)
         | Op::Input(_)

@@ -257,12 +257,12 @@ fn integers_get_no_noise() {
     let teacher = text::parse("graph @t(%x: f32[1, 1], %k: u8[1, 1]) -> (%x) {}").unwrap();
     let mut data = rows(4);
     data.observations.push(Column { name: "k".to_owned(), row_len: 1, data: vec![1.0, 2.0, 3.0, 4.0] });
-    let noise = noise(&data, &teacher, &TrainOptions { obs_noise: 1.0, ..options() }).unwrap();
+    let noise = noise(&data, &teacher, None, &TrainOptions { obs_noise: 1.0, ..options() }).unwrap();
     let mut noisy: Vec<Vec<f32>> = data.observations.iter().map(|column| column.data.clone()).collect();
     noise.add(0, &mut noisy);
     assert_ne!(noisy[0], data.observations[0].data);
     assert_eq!(noisy[1], data.observations[1].data);
-    assert!(super::noise(&data, &teacher, &options()).is_none());
+    assert!(super::noise(&data, &teacher, None, &options()).is_none());
 }
 
 #[test]

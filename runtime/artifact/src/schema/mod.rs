@@ -8,6 +8,7 @@
 //! same. Field numbers are never reused.
 
 mod control;
+mod rope;
 mod rows;
 mod select;
 pub mod step;
@@ -277,7 +278,7 @@ pub struct Step {
     /// What is computed. None if the file uses an operation of a later version.
     #[prost(
         oneof = "step::Op",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36"
     )]
     pub op: Option<step::Op>,
 }

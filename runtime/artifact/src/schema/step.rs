@@ -2,6 +2,7 @@
 //! sections (everything else).
 
 pub use super::{
+    rope::{Film, Rope},
     rows::{Attention, Normalize, Softmax},
     select::{Cast, CastKind, Compare, CompareKind, Gather, IntRange, Order, QAdd, Scan, Scatter, ScatterKind, Where},
     window::Unfold,
@@ -85,6 +86,12 @@ pub enum Op {
     /// Integer product in groups of channels. Feature `groups`.
     #[prost(message, tag = "34")]
     QGroups(QGroups),
+    /// Rotary position embedding.
+    #[prost(message, tag = "35")]
+    Rope(Rope),
+    /// Feature-wise modulation.
+    #[prost(message, tag = "36")]
+    Film(Film),
 }
 
 /// `clamp(rne(x * factor) + zero_point, lo, hi)`, `f32` to codes.

@@ -256,6 +256,8 @@ impl<'a> EntryCheck<'a> {
             Some(step::Op::Softmax(op)) => self.softmax(step, op),
             Some(step::Op::Normalize(op)) => self.normalize(step, op),
             Some(step::Op::Attention(op)) => self.attention(step, op),
+            Some(step::Op::Rope(op)) => self.rope(step, op),
+            Some(step::Op::Film(op)) => self.film(step, op),
             Some(step::Op::Compare(op)) => self.compare(step, op),
             Some(step::Op::Where(op)) => self.choose(step, op),
             Some(step::Op::Gather(op)) => self.gather(step, op),

@@ -88,6 +88,30 @@ impl EntryCheck<'_> {
         Ok(())
     }
 
+    pub(super) fn rope(&self, step: &Step, op: &step::Rope) -> Check {
+        // Pairs lie inside of a row, and rows inside of every operand.
+        if !self.shape(op.out).last().is_some_and(|width| width.is_multiple_of(2)) {
+            return Err(step_error(step, "has rows that do not divide into pairs"));
+        }
+        self.modulated(step, [&op.x, &op.cos, &op.sin], op.out)
+    }
+
+    pub(super) fn film(&self, step: &Step, op: &step::Film) -> Check {
+        self.modulated(step, [&op.x, &op.scale, &op.shift], op.out)
+    }
+
+    /// `f32` operands over every index of a dense `f32` result.
+    fn modulated(&self, step: &Step, operands: [&step::Operand; 3], out: u32) -> Check {
+        let elements = self.tensor(step, out)?.elements;
+        self.dense(step, out, Storage::F32, Some(elements))?;
+        for operand in operands {
+            if self.number_operand(step, operand, out)? != Storage::F32 {
+                return Err(step_error(step, "has an operand that is not f32"));
+            }
+        }
+        Ok(())
+    }
+
     /// Number of elements behind an `f32` operand.
     fn float_operand(&self, step: &Step, operand: &step::Operand) -> Result<usize, ArtifactError> {
         let found = self.operand(step, operand)?;

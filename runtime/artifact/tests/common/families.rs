@@ -12,7 +12,8 @@ fn tensor(tensor: u32, strides: &[i64]) -> step::Operand {
 }
 
 /// `x[1, 2, 4, 4]` through windows, softmax, normalization and attention; rows of
-/// it by index `i[3]`; then codes of them through windows, added and summed up.
+/// it by index `i[3]`; then codes of them through windows, added and summed up; last, what was
+/// chosen turned and modulated.
 pub fn file() -> Vec<u8> {
     let mut b = Builder::default();
     b.manifest.min_reader = 2;
@@ -151,5 +152,16 @@ pub fn file() -> Vec<u8> {
     let y = b.tensor("y", Storage::F32, &[6], HOST);
     let scale = b.doubles("scale", &[0.5]);
     b.step("out", Place::Host, Op::Dequantize(step::Dequantize { x: acc, out: y, scale, zero_point: 0 }));
-    b.finish(&[("x", x), ("i", i)], &[("y", y)])
+    let [turned, modulated] = ["turned", "modulated"].map(|name| b.tensor(name, Storage::F32, &[16, 18], DEVICE));
+    let angles = b.floats("angles", &(0..18).map(|i| i as f32 * 0.05).collect::<Vec<_>>());
+    let row = |offset| step::Operand { source: Some(Source::Section(angles)), strides: vec![0, 1], offset };
+    let rope = step::Rope { x: dense(chosen), cos: row(0), sin: row(0), out: turned, interleaved: false };
+    b.step("turned", Place::Device, Op::Rope(rope));
+    let column = step::Operand { source: Some(Source::Section(angles)), strides: vec![1, 0], offset: 2 };
+    let film = step::Film { x: dense(turned), scale: column, shift: row(0), out: modulated };
+    b.step("modulated", Place::Device, Op::Film(film));
+    let z = b.tensor("z", Storage::F32, &[16, 18], HOST);
+    let copy = step::Copy { x: dense(modulated), out: z, shape: vec![16, 18], out_strides: vec![18, 1], out_offset: 0 };
+    b.step("z", Place::Host, Op::Copy(copy));
+    b.finish(&[("x", x), ("i", i)], &[("y", y), ("z", z)])
 }
