@@ -339,7 +339,7 @@ fn a_damaged_shader_is_a_typed_error() {
         let mut plan = plan(&graph);
         let kernel = plan.sections.iter_mut().find(|section| section.layout == Layout::Wgsl).unwrap();
         let text = String::from_utf8(kernel.bytes.to_vec("").unwrap()).unwrap();
-        let damaged = damage(text);
+        let damaged = damage(&text);
         assert_ne!(damaged, text);
         kernel.bytes = damaged.into_bytes().into();
         let file = plan.to_file().unwrap();

@@ -95,7 +95,7 @@ fn every_kernel_is_translated_by_every_back_end() {
         assert_eq!(section.layout, Layout::Wgsl);
         let text = String::from_utf8(section.bytes.to_vec(&section.name).unwrap()).unwrap();
         kernels.push(kernel.name.split('.').next().unwrap());
-        let (module, info) = validated(text, Capabilities::empty());
+        let (module, info) = validated(&text, Capabilities::empty());
 
         // SPIR-V with every capability, and as an old driver would get it.
         for capabilities in [None, Some([back::spv::Capability::Shader].into_iter().collect())] {
