@@ -11,6 +11,7 @@ use petgraph::{
     visit::EdgeRef,
 };
 
+use crate::eq::canonical_order;
 use crate::{ConstId, Constant, Op, Repeat, State, TensorType, TypeError, op};
 
 /// Stable id of a node: it outlives the removal of other nodes.
@@ -408,6 +409,43 @@ impl Graph {
         order
     }
 
+    /// The same graph with the ids that it has when it is read from its text:
+    /// removals leave ids that later nodes take, and ties go by ids.
+    ///
+    /// # Errors
+    /// A graph that is not well-formed.
+    pub fn compact(&self) -> Result<Self, TypeError> {
+        let mut new = Self {
+            name: self.name.clone(),
+            batch_axis: self.batch_axis,
+            metadata: self.metadata.clone(),
+            states: self.states.clone(),
+            repeat: self.repeat.clone(),
+            ..Self::default()
+        };
+        let mut places: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+        let place = |places: &BTreeMap<NodeId, NodeId>, value: ValueId| match places.get(&value.node) {
+            Some(&node) => Ok(ValueId { node, slot: value.slot }),
+            None => Err(TypeError::new("graph", "operands before their users", &[])),
+        };
+        for id in canonical_order(self) {
+            let Node { name, op, origin, .. } = self.node(id).clone();
+            let node = match op {
+                Op::Input(_) => new.add_leaf(name, op, origin).node,
+                Op::Const(c) => new.add_const(name, Constant::clone(self.constant(c.id)), origin).node,
+                op => {
+                    let operands = self.operands(id).into_iter().map(|value| place(&places, value));
+                    new.add(name, op, &operands.collect::<Result<Vec<_>, _>>()?, origin)?
+                }
+            };
+            places.insert(id, node);
+        }
+        for output in &self.outputs {
+            new.add_output(output.name.clone(), place(&places, output.value)?);
+        }
+        Ok(new)
+    }
+
     /// Number of nodes.
     pub fn len(&self) -> usize {
         self.inner.node_count()
@@ -460,6 +498,23 @@ mod tests {
         let x = graph.add_input("x", TensorType::f32([1]));
         let y = relu(&mut graph, "x", x);
         assert_eq!(graph.node(y.node).name, "x.1");
+    }
+
+    #[test]
+    fn a_compact_graph_has_the_ids_of_its_text() {
+        let mut graph = Graph::new("g");
+        let x = graph.add_input("x", TensorType::f32([1, 2]));
+        let dead = relu(&mut graph, "dead", x);
+        let a = relu(&mut graph, "a", x);
+        assert!(graph.remove(dead.node));
+        // Takes the place of `dead`, and so comes before `a`.
+        let b = relu(&mut graph, "b", x);
+        graph.add_output("y", a);
+        graph.add_output("z", b);
+        let compact = graph.compact().unwrap();
+        assert!(compact == graph);
+        let ids = |graph: &Graph| graph.nodes().map(|id| graph.node(id).name.clone()).collect::<Vec<_>>();
+        assert_eq!(ids(&compact), ids(&crate::text::parse(&crate::text::print(&graph)).unwrap()));
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Observer for Silent {
 pub struct Quantized {
     /// The graph as imported, in full precision; unknown behind a checkpoint.
     pub teacher: Option<Graph>,
-    /// The graph as it will run.
+    /// The graph as it will run; one step of it, if there is a sampler.
     pub graph: Graph,
     /// What `lower-quant` did, in integer precisions.
     pub lowering: Option<LoweringReport>,
@@ -141,6 +141,16 @@ pub struct Quantized {
     provenance: Provenance,
     /// Figures that training measured on the artifact.
     evaluation: BTreeMap<String, f64>,
+}
+
+impl Quantized {
+    /// The graph as it runs: a denoising step is in the loop of its sampler.
+    ///
+    /// # Errors
+    /// A sampler that does not fit the graph.
+    pub fn deployed(&self) -> Result<Graph, PipelineError> {
+        Ok(deployed::deployed(&self.graph, self.sampler.as_ref())?.into_owned())
+    }
 }
 
 /// A model and its data, read and not yet changed.

@@ -1,0 +1,124 @@
+//! Recurrent policies.
+
+use std::collections::BTreeMap;
+
+use qail_ir::{
+    Graph,
+    interp::{self, Tensor},
+};
+use qail_passes::Precision;
+use qail_runtime::{DeviceSpec, TensorViewMut};
+use qailc::{data::Npz, frontend};
+use tempfile::TempDir;
+
+use super::{
+    close, compile, devices,
+    models::{ENDS, record, recurrent},
+    run, session,
+    support::command,
+};
+
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    recurrent(&folder.path().join("policy.onnx"));
+    record(&folder.path().join("demos.npz"), "obs");
+    folder
+}
+
+fn observations(folder: &TempDir) -> Vec<Vec<f32>> {
+    let npz = Npz::open(&folder.path().join("demos.npz")).unwrap();
+    let all = npz.read_f32("obs", 0..ENDS[1] as usize).unwrap();
+    all.chunks_exact(3).map(<[f32]>::to_vec).collect()
+}
+
+/// Actions of an episode, the state handed on by hand.
+fn by_hand(graph: &Graph, observations: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let mut state = Tensor::f32([1, 1, 6], vec![0.0; 6]);
+    observations
+        .iter()
+        .map(|obs| {
+            let inputs: BTreeMap<String, Tensor> =
+                [("obs".to_owned(), Tensor::f32([1, 3], obs.clone())), ("h_in".to_owned(), state.clone())].into();
+            let outputs = interp::run(graph, &inputs).unwrap();
+            state = outputs["h_out"].clone();
+            outputs["action"].as_f32().unwrap().to_vec()
+        })
+        .collect()
+}
+
+#[test]
+fn the_state_stays_in_the_session() {
+    let folder = folder();
+    let observations = observations(&folder);
+    let imported = frontend::import(&folder.path().join("policy.onnx"), &frontend::ImportOptions::default()).unwrap();
+    for precision in [Precision::F32, Precision::W8A8, Precision::W4A4] {
+        let built = compile(folder.path(), "policy.onnx", precision, "");
+        assert!(built.quantized.notes.iter().any(|note| note.contains("`h_in` takes over `h_out`")));
+        let expected = by_hand(&built.quantized.graph, &observations[..12]);
+        if precision == Precision::F32 {
+            for (found, expected) in expected.iter().zip(by_hand(&imported.graph, &observations[..12])) {
+                close(found, &expected, 1e-5, "the model itself");
+            }
+        }
+        for device in devices() {
+            let mut session = session(&built, device);
+            assert_eq!(session.inputs().len(), 1, "the state is no input");
+            // Again after a reset: nothing is left of the first time.
+            for _ in 0..2 {
+                for (obs, expected) in observations.iter().zip(&expected) {
+                    let found = run(&mut session, &[obs], "action");
+                    let is_exact = precision != Precision::F32 || matches!(device, DeviceSpec::Cpu(_));
+                    close(&found, expected, if is_exact { 0.0 } else { 1e-5 }, &format!("{precision} on {device}"));
+                }
+                session.reset().unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_caller_may_keep_the_state() {
+    let folder = folder();
+    let built =
+        compile(folder.path(), "policy.onnx", Precision::F32, "[policy]\nstate = [{ in = \"h_in\", out = \"h_out\" }]");
+    let mut kept = session(&built, DeviceSpec::Cpu(None));
+    let obs = &observations(&folder)[0];
+    let first = run(&mut kept, &[obs], "action");
+    let mut state = [0.0; 6];
+    kept.read_state("h_in", TensorViewMut::F32(&mut state)).unwrap();
+    assert_ne!(state, [0.0; 6]);
+    assert_ne!(run(&mut kept, &[obs], "action"), first);
+    // Without data the model compiles as it stands, with the state as an input.
+    let options = ["compile", "policy.onnx", "-b", "f32", "-o", "open.qail", "--policy", "none.toml"];
+    std::fs::write(folder.path().join("none.toml"), "[policy]\nstate = []").unwrap();
+    let output = command(folder.path(), &options).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let file = std::fs::read(folder.path().join("open.qail")).unwrap();
+    let session = qail_runtime::Session::load(file, DeviceSpec::Cpu(None)).unwrap();
+    assert_eq!((session.inputs().len(), session.states().len()), (2, 0));
+}
+
+#[test]
+fn recorded_episodes_begin_without_memory() {
+    let folder = folder();
+    let qailc = |args: &[&str]| {
+        let output = command(folder.path(), args).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {err}");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &err
+    };
+    let train = ["-b", "w4a4", "--demos", "demos.npz", "--steps", "40", "--batch", "8", "--eval-every", "20"];
+    qailc(&[&["compile", "policy.onnx", "-o", "policy.qail", "--calibration-samples", "40"][..], &train].concat());
+    qailc(&["run", "policy.qail", "--input", "demos.npz", "-o", "out.npz"]);
+    let actions = Npz::open(&folder.path().join("out.npz")).unwrap().read_f32("action", 0..50).unwrap();
+    // The second episode alone gives the same actions.
+    let mut writer = qailc::data::NpzWriter::create(&folder.path().join("second.npz")).unwrap();
+    let second: Vec<f32> = observations(&folder)[ENDS[0] as usize..].concat();
+    writer.add("obs", &[20, 3], &second).unwrap();
+    writer.finish().unwrap();
+    qailc(&["run", "policy.qail", "--input", "second.npz", "-o", "out.npz"]);
+    let alone = Npz::open(&folder.path().join("out.npz")).unwrap().read_f32("action", 0..20).unwrap();
+    assert_eq!(alone, actions[60..]);
+    let said = qailc(&["eval", "policy.qail", "--against", "policy.onnx", "--demos", "demos.npz"]);
+    assert!(said.contains("action"), "{said}");
+}
