@@ -25,13 +25,11 @@ pub(crate) fn varying(graph: &Graph) -> BTreeSet<NodeId> {
     let mut varying = BTreeSet::new();
     let Some(repeat) = &graph.repeat else { return varying };
     for node in graph.topo() {
-        let changes = match &graph.node(node).op {
-            Op::Input(_) => {
-                let name = &graph.node(node).name;
-                graph.is_turn(name) || repeat.carries.iter().any(|carry| carry.input == *name)
-            }
-            _ => graph.operands(node).iter().any(|operand| varying.contains(&operand.node)),
-        };
+        let name = &graph.node(node).name;
+        let is_input = matches!(graph.node(node).op, Op::Input(_));
+        let is_handed = graph.is_turn(name) || repeat.carries.iter().any(|carry| carry.input == *name);
+        let changes =
+            (is_input && is_handed) || graph.operands(node).iter().any(|operand| varying.contains(&operand.node));
         if changes {
             varying.insert(node);
         }

@@ -4,12 +4,17 @@
 //! The user may say so; else names and types are looked at, and the guess is a
 //! note. A pair has one type and the same name but for words such as `in` and
 //! `out`, `prev` and `next`, `past` and `present`, and the output depends on the
-//! input. The only output is never hidden.
+//! input. The only output is never hidden. An output that is its input and one
+//! token more is a cache of keys or values, see [`keep_cache`].
 
 use std::{collections::BTreeSet, fmt};
 
 use qail_ir::{Graph, NodeId, State, ValueId};
-use qail_passes::rebatch::rebatch;
+use qail_passes::{
+    Canonicalize, EliminateDeadCode, FoldConstants, LiftAttention, LiftSoftmax, Pass, PassContext, PassManager,
+    keep_cache::{Cache, growing_axis, keep_caches},
+    rebatch::rebatch,
+};
 
 use super::PipelineError;
 use crate::frontend::batch_axis;
@@ -46,20 +51,27 @@ pub(super) fn declare(graph: &mut Graph, choice: Option<&StateChoice>) -> Result
     if pairs.is_empty() {
         return Ok(None);
     }
+    let mut caches = Vec::new();
     for (input, output) in &pairs {
         let wrong = |what: String| PipelineError::State { what };
         let to = graph.input_named(input).ok_or_else(|| wrong(format!("state: the model has no input `{input}`")))?;
         let from = graph.output_named(output);
         let from = from.ok_or_else(|| wrong(format!("state: the model has no output `{output}`")))?;
         let (to, from) = (graph.ty(to), graph.ty(from));
+        let cache = Cache { input: input.clone(), output: output.clone() };
+        if to != from && growing_axis(graph, &cache).is_some() {
+            caches.push(cache);
+            continue;
+        }
         if to != from {
             return Err(wrong(format!(
-                "state: input `{input}` is {to} and output `{output}` is {from}, a state has one type; a cache that \
-                 grows needs a fixed length"
+                "state: input `{input}` is {to} and output `{output}` is {from}; a state has one type, or its output is \
+                 the input and one token behind it"
             )));
         }
         graph.states.push(State { input: input.clone(), output: output.clone(), element_axis: None, limit: None });
     }
+    keep(graph, &caches)?;
     if graph.states.len() == graph.outputs.len() {
         let what = "state: every output is a state, so nothing is left to act with".to_owned();
         return Err(PipelineError::State { what });
@@ -73,6 +85,25 @@ pub(super) fn declare(graph: &mut Graph, choice: Option<&StateChoice>) -> Result
     Ok(choice.is_none().then_some(note))
 }
 
+/// Makes states of caches.
+fn keep(graph: &mut Graph, caches: &[Cache]) -> Result<(), PipelineError> {
+    if caches.is_empty() {
+        return Ok(());
+    }
+    // The places that are not taken are left out by attention, which is lifted for it.
+    let lift: Vec<Box<dyn Pass>> = vec![
+        Box::new(FoldConstants::default()),
+        Box::new(Canonicalize),
+        Box::new(EliminateDeadCode),
+        Box::new(LiftSoftmax),
+        Box::new(LiftAttention),
+        Box::new(Canonicalize),
+        Box::new(EliminateDeadCode),
+    ];
+    PassManager::new(lift).run(graph, &mut PassContext::new())?;
+    Ok(keep_caches(graph, caches)?)
+}
+
 /// Finds the axis along which the elements of a batch lie in the states: the
 /// first or the second, whichever lets the policy have a batch.
 fn find_elements(graph: &mut Graph) {
@@ -80,7 +111,7 @@ fn find_elements(graph: &mut Graph) {
     for place in 0..2 {
         let mut with = graph.clone();
         let axes: Vec<Option<usize>> = with.states.iter().map(|state| axis(graph, state, place, batch)).collect();
-        for (state, axis) in with.states.iter_mut().zip(axes) {
+        for (state, axis) in with.states.iter_mut().zip(axes).filter(|(state, _)| state.element_axis.is_none()) {
             state.element_axis = axis;
         }
         let fits = batch != 1 || rebatch(&mut with.clone(), 2).is_ok();
@@ -108,7 +139,8 @@ fn guess(graph: &Graph) -> Vec<(String, String)> {
             .outputs
             .iter()
             .filter(|output| {
-                graph.ty(output.value) == graph.ty(id.value())
+                let cache = Cache { input: name.clone(), output: output.name.clone() };
+                (graph.ty(output.value) == graph.ty(id.value()) || growing_axis(graph, &cache).is_some())
                     && behind.contains(&output.value.node)
                     && output.value.node != id
                     && is_pair(name, &output.name)
@@ -214,6 +246,25 @@ mod tests {
         let mut graph = text::parse(GRU).unwrap();
         assert_eq!(declare(&mut graph, Some(&StateChoice::default())).unwrap(), None);
         assert!(graph.states.is_empty());
+    }
+
+    #[test]
+    fn a_cache_that_grows_is_kept_with_its_length() {
+        let text = "graph @g(%q: f32[1, 1, 1, 2], %kv: f32[1, 1, 1, 2], %past_k: f32[1, 1, 3, 2],
+            %past_v: f32[1, 1, 3, 2]) -> (action = %y, present_k = %ks, present_v = %vs) {batch = 0} {
+            %ks = concat %past_k, %kv {axis = 2} : f32[1, 1, 4, 2]
+            %vs = concat %past_v, %kv {axis = 2} : f32[1, 1, 4, 2]
+            %kt = transpose %ks {perm = [0, 1, 3, 2]} : f32[1, 1, 2, 4]
+            %scores = matmul %q, %kt : f32[1, 1, 1, 4]
+            %p = softmax %scores {axis = 3} : f32[1, 1, 1, 4]
+            %y = matmul %p, %vs : f32[1, 1, 1, 2]
+        }";
+        let mut graph = text::parse(text).unwrap();
+        let note = declare(&mut graph, None).unwrap().unwrap();
+        assert!(note.contains("`past_k` takes over `present_k`"), "{note}");
+        let names: Vec<&str> = graph.states.iter().map(|state| state.input.as_str()).collect();
+        assert_eq!(names, ["past_k", "past_v", "cache.length"]);
+        assert_eq!(graph.batch_axis, Some(0));
     }
 
     #[test]

@@ -138,3 +138,35 @@ pub(crate) fn record(path: &Path, input: &str) {
     writer.add("episode_ends", &[2], &ENDS).unwrap();
     writer.finish().unwrap();
 }
+
+/// Attention of two heads over three tokens before and this one; the caches of
+/// keys and values are inputs, and outputs that are longer by one token.
+pub(crate) fn decoder(path: &Path) {
+    let cache = [1i64, 2, 3, 4];
+    let inputs: [(&str, i32, &[i64]); 3] = [
+        ("obs", data_type::FLOAT, &[1, 3]),
+        ("past_key", data_type::FLOAT, &cache),
+        ("past_value", data_type::FLOAT, &cache),
+    ];
+    let mut make = Maker::new(&inputs, &["action", "present_key", "present_value"]);
+    make.layer("obs", "token", [3, 8], true);
+    make.ints("heads", &[1, 2, 1, 4]);
+    for part in ["q", "k", "v"] {
+        make.layer("token", &format!("{part}.flat"), [8, 8], false);
+        make.add("Reshape", &[&format!("{part}.flat"), "heads"], &[part], vec![]);
+    }
+    let along = vec![AttributeProto::int("axis", 2)];
+    make.add("Concat", &["past_key", "k"], &["present_key"], along.clone());
+    make.add("Concat", &["past_value", "v"], &["present_value"], along);
+    let perm = vec![AttributeProto::ints("perm", &[0, 1, 3, 2][..])];
+    make.add("Transpose", &["present_key"], &["turned"], perm);
+    make.add("MatMul", &["q", "turned"], &["scores"], vec![]);
+    make.graph.initializer.push(TensorProto::f32("half", vec![], &[0.5]));
+    make.add("Mul", &["scores", "half"], &["scaled"], vec![]);
+    make.add("Softmax", &["scaled"], &["p"], vec![AttributeProto::int("axis", -1)]);
+    make.add("MatMul", &["p", "present_value"], &["read"], vec![]);
+    make.ints("flat", &[1, 8]);
+    make.add("Reshape", &["read", "flat"], &["joined"], vec![]);
+    make.layer("joined", "action", [8, 2], false);
+    make.write(path);
+}

@@ -7,13 +7,13 @@ use qail_ir::{
     interp::{self, Tensor},
 };
 use qail_passes::Precision;
-use qail_runtime::{DeviceSpec, TensorViewMut};
+use qail_runtime::{DeviceSpec, TensorView, TensorViewMut};
 use qailc::{data::Npz, frontend};
 use tempfile::TempDir;
 
 use super::{
     close, compile, devices,
-    models::{ENDS, record, recurrent},
+    models::{ENDS, decoder, record, recurrent},
     run, session,
     support::command,
 };
@@ -72,6 +72,55 @@ fn the_state_stays_in_the_session() {
                 }
                 session.reset().unwrap();
             }
+        }
+    }
+}
+
+#[test]
+fn a_decoder_keeps_its_caches_until_they_are_full() {
+    let folder = tempfile::tempdir().unwrap();
+    decoder(&folder.path().join("policy.onnx"));
+    record(&folder.path().join("demos.npz"), "obs");
+    // Calibration sees episodes that are as long as the caches.
+    let observations = observations(&folder);
+    let mut writer = qailc::data::NpzWriter::create(&folder.path().join("demos.npz")).unwrap();
+    writer.add("obs", &[48, 3], &observations[..48].concat()).unwrap();
+    let ends: Vec<i64> = (1..=12).map(|i| 4 * i).collect();
+    writer.add("episode_ends", &[12], &ends).unwrap();
+    writer.finish().unwrap();
+    for precision in [Precision::F32, Precision::W8A8] {
+        let built = compile(folder.path(), "policy.onnx", precision, "");
+        let graph = &built.quantized.graph;
+        let mut states: BTreeMap<String, Tensor> = BTreeMap::new();
+        for state in &graph.states {
+            let ty = graph.ty(graph.input_named(&state.input).unwrap()).clone();
+            let zero = match ty.is_f32() {
+                true => Tensor::f32(ty.shape.clone(), vec![0.0; ty.n_elements()]),
+                false => Tensor::ints(ty.clone(), vec![0; ty.n_elements()]),
+            };
+            states.insert(state.input.clone(), zero);
+        }
+        let start = states.clone();
+        for device in devices() {
+            let mut session = session(&built, device);
+            let inputs: Vec<&str> = session.inputs().iter().map(|port| port.name.as_str()).collect();
+            assert_eq!((inputs, session.states().len()), (vec!["obs"], 3));
+            states = start.clone();
+            for (step, obs) in observations[..4].iter().enumerate() {
+                let mut given = states.clone();
+                given.insert("obs".to_owned(), Tensor::f32([1, 3], obs.clone()));
+                let expected = interp::run(graph, &given).unwrap();
+                let found = run(&mut session, &[obs], "action");
+                let is_exact = matches!(device, DeviceSpec::Cpu(_));
+                let context = format!("{precision} on {device}, step {step}");
+                close(&found, expected["action"].as_f32().unwrap(), if is_exact { 0.0 } else { 1e-2 }, &context);
+                for state in &graph.states {
+                    states.insert(state.input.clone(), expected[&state.output].clone());
+                }
+            }
+            let views = [TensorView::F32(&observations[4])];
+            let error = session.run(&views, &mut [TensorViewMut::F32(&mut [0.0; 2])]).unwrap_err().to_string();
+            assert!(error.contains("`cache.length` is 4 and may be at most 3"), "{error}");
         }
     }
 }
