@@ -62,6 +62,11 @@ fn float_operations_are_those_of_the_interpreter() {
             %y = matmul %l, %r : f32[14, 4, 20, 90]",
         "%y = linear %a, %b, %row {act = relu} : f32[70, 90]",
         "%y = linear %a, %b, %row {act = silu} : f32[70, 90]",
+        "%w = slice %b {start = [0, 0], len = [4, 90], step = [1, 1]} : f32[4, 90]
+            %y = linear %a, %w, %row {act = relu, groups = 10} : f32[70, 90]",
+        "%w = slice %b {start = [0, 0], len = [1, 40], step = [1, 1]} : f32[1, 40]
+            %r = slice %row {start = [3], len = [40], step = [1]} : f32[40]
+            %y = linear %a, %w, %r {groups = 40} : f32[70, 40]",
         "%y = add %m, %row : f32[70, 90]",
         "%y = sub %row, %m : f32[70, 90]",
         "%y = div %m, %one : f32[70, 90]",

@@ -110,6 +110,15 @@ fn products_of_matrices() {
         let act = "{act = silu}";
         check(&format!("%x: f32{x}, %w: f32[4, 3], %b: f32[3]\n%y = linear %x, %w, %b {act} : f32{y}"), false);
     }
+    for (x, k, n, groups, y) in [
+        ("[2, 3, 6]", 2, 3, 3, "[2, 3, 3]"),
+        ("[3, 4]", 2, 4, 2, "[3, 4]"),
+        ("[4]", 1, 4, 4, "[4]"),
+        ("[2, 6]", 3, 6, 2, "[2, 6]"),
+    ] {
+        let layer = format!("%y = linear %x, %w, %b {{act = tanh, groups = {groups}}} : f32{y}");
+        check(&format!("%x: f32{x}, %w: f32[{k}, {n}], %b: f32[{n}]\n{layer}"), false);
+    }
 }
 
 #[test]
