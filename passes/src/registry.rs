@@ -2,9 +2,9 @@
 
 use crate::{
     AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, FoldConstants, FoldEntrySteps,
-    FoldNormalizer, FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftGelu, LiftHardSwish, LiftMish,
-    LiftNormalize, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding, Pass,
-    PassError, PassOptions, QuantizeWeights, Rebatch,
+    FoldNormalizer, FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftFakeQuant, LiftGelu,
+    LiftHardSwish, LiftMish, LiftNormalize, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes,
+    OptimizeRounding, Pass, PassError, PassOptions, QuantizeWeights, Rebatch,
 };
 
 /// One line of the table of passes.
@@ -36,6 +36,7 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "hoist-functions", build: |_| Ok(Box::new(HoistFunctions)) },
     Entry { name: "insert-fake-quant", build: |options| Ok(Box::new(InsertFakeQuant::from_options(options)?)) },
     Entry { name: "lift-attention", build: |_| Ok(Box::new(LiftAttention)) },
+    Entry { name: "lift-fake-quant", build: |_| Ok(Box::new(LiftFakeQuant)) },
     Entry { name: "lift-gelu", build: |_| Ok(Box::new(LiftGelu)) },
     Entry { name: "lift-hard-swish", build: |_| Ok(Box::new(LiftHardSwish)) },
     Entry { name: "lift-mish", build: |_| Ok(Box::new(LiftMish)) },
