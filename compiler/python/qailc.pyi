@@ -142,7 +142,7 @@ class Policy:
         ValueError, for wrong names, shapes and numbers that are not finite.
         """
     def reset(self) -> None:
-        """Forgets what came before, at the start of an episode: actions of chunks that `act` has not given out."""
+        """Forgets what came before, at the start of an episode: states, and actions of chunks that `act` has not given out."""
 
 def compile(
     model: _Path,

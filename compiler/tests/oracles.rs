@@ -6,7 +6,27 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
-use std::{path::Path, process::Command};
+mod support;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use qail_fixtures::Synthetic;
+use qail_ir::text;
+use qail_passes::quant::LoweringReport;
+use qailc::{
+    data::NpzWriter,
+    export::{self, ExportOptions},
+};
+
+/// Precision, bits of the edges, and whether it is trained for a moment.
+type Setting = (&'static str, &'static str, bool);
+
+/// Rounded carefully, and trained.
+const SETTINGS: [Setting; 5] =
+    [("w8a8", "8", false), ("w4a8", "8", true), ("w4a4", "8", false), ("w4a4", "8", true), ("w4a4", "4", true)];
 
 /// Runs a program and hands back what it said; fails if it does.
 fn run(program: &Path, args: &[String]) -> String {
@@ -16,25 +36,20 @@ fn run(program: &Path, args: &[String]) -> String {
     said
 }
 
-fn agrees_with_onnx_runtime(policy: &str, demos: &str) {
+/// Each form of each setting; `qdq_script` knows the form `qdq` of the model.
+fn agrees_with_onnx_runtime(model: &Path, demos: &Path, settings: &[Setting], qdq_script: &str) {
     let Some(python) = std::env::var_os("QAILC_PYTHON") else {
-        eprintln!("QAILC_PYTHON is not set: exports of {policy} are NOT checked");
+        eprintln!("QAILC_PYTHON is not set: exports of {} are NOT checked", model.display());
         return;
     };
     let n_states = std::env::var("QAILC_STATES").unwrap_or_else(|_| "2000".to_owned());
-    let root = qail_fixtures::root();
-    let policies = root.join("policies");
-    let (model, demos) = (policies.join(policy), policies.join(demos));
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     let qailc = Path::new(env!("CARGO_BIN_EXE_qailc"));
     let strings = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect::<Vec<String>>();
     let (model, demos) = (&*model.to_string_lossy(), &*demos.to_string_lossy());
     let checkpoint = path("p.ckpt");
-    // Rounded carefully, and trained for a moment.
-    for (bits, edge_bits, trains) in
-        [("w8a8", "8", false), ("w4a8", "8", true), ("w4a4", "8", false), ("w4a4", "8", true), ("w4a4", "4", true)]
-    {
+    for &(bits, edge_bits, trains) in settings {
         let quant = ["-b", bits, "--edge-bits", edge_bits, "--demos", demos, "--calibration-samples", "512"];
         let artifact = path("p.qail");
         let source = if trains {
@@ -50,29 +65,93 @@ fn agrees_with_onnx_runtime(policy: &str, demos: &str) {
         let rows = ["--rows", &n_states, "--dump-codes", &codes, "-o", &actions];
         run(qailc, &strings(&[&["run", &artifact, "--input", demos][..], &rows].concat()));
         let exact = path("exact.onnx");
-        for format in ["exact", "qdq"] {
+        for format in ["exact", "qdq", "qcdq", "fake-quant"] {
             let export = path(&format!("{format}.onnx"));
             let form = ["--format", format, "--expose", "-o", &export];
             run(qailc, &strings(&[&["export"][..], &source, &form].concat()));
-            let script = root.join("oracles").join(format!("check_{format}.py"));
+            let script = match format {
+                "exact" => "check_exact.py",
+                "qdq" => qdq_script,
+                _ => "check_formats.py",
+            };
+            let script = qail_fixtures::root().join("oracles").join(script);
             let mut data = vec!["--states", demos, "--codes", &codes, "--actions", &actions];
-            if format == "qdq" {
+            if format != "exact" {
                 // The codes in front of a table stay in registers.
                 data.extend(["--exact", &exact]);
             }
             let said =
                 run(Path::new(&python), &strings(&[&[&*script.to_string_lossy(), &*export][..], &data].concat()));
-            println!("{policy} {bits} e{edge_bits} {}{format}\n{said}", if trains { "trained " } else { "" });
+            println!("{model} {bits} e{edge_bits} {}{format}\n{said}", if trains { "trained " } else { "" });
+        }
+    }
+}
+
+/// Weight-only precisions: every form, without codes.
+fn agrees_on_float_activations(policy: &str, demos: &str) {
+    let Some(python) = std::env::var_os("QAILC_PYTHON") else {
+        eprintln!("QAILC_PYTHON is not set: weight-only exports of {policy} are NOT checked");
+        return;
+    };
+    let (model, demos) = bundled(policy, demos);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let qailc = Path::new(env!("CARGO_BIN_EXE_qailc"));
+    let strings = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect::<Vec<String>>();
+    let (model, demos) = (&*model.to_string_lossy(), &*demos.to_string_lossy());
+    let script = qail_fixtures::root().join("oracles").join("check_formats.py").to_string_lossy().into_owned();
+    let (artifact, actions) = (path("p.qail"), path("actions.npz"));
+    for bits in ["w4a16", "w8a16"] {
+        run(qailc, &strings(&["compile", model, "-b", bits, "-o", &artifact]));
+        run(qailc, &strings(&["run", &artifact, "--input", demos, "--rows", "2000", "-o", &actions]));
+        for format in ["nbits", "qcdq", "fake-quant"] {
+            let export = path("p.onnx");
+            run(qailc, &strings(&["export", model, "-b", bits, "--format", format, "-o", &export]));
+            let said = run(Path::new(&python), &strings(&[&script, &export, "--states", demos, "--actions", &actions]));
+            println!("{policy} {bits} {format}\n{said}");
         }
     }
 }
 
 #[test]
+fn onnx_runtime_agrees_on_weight_only_hopper() {
+    agrees_on_float_activations("hopper/hopper_bc.onnx", "hopper/hopper_demos.npz");
+}
+
+#[test]
+fn onnx_runtime_agrees_on_weight_only_halfcheetah() {
+    agrees_on_float_activations("halfcheetah/halfcheetah_bc.onnx", "halfcheetah/halfcheetah_demos.npz");
+}
+
+fn bundled(policy: &str, demos: &str) -> (PathBuf, PathBuf) {
+    let policies = qail_fixtures::root().join("policies");
+    (policies.join(policy), policies.join(demos))
+}
+
+#[test]
 fn onnx_runtime_agrees_on_hopper() {
-    agrees_with_onnx_runtime("hopper/hopper_expert.onnx", "hopper/hopper_demos.npz");
+    let (model, demos) = bundled("hopper/hopper_expert.onnx", "hopper/hopper_demos.npz");
+    agrees_with_onnx_runtime(&model, &demos, &SETTINGS, "check_qdq.py");
 }
 
 #[test]
 fn onnx_runtime_agrees_on_halfcheetah() {
-    agrees_with_onnx_runtime("halfcheetah/halfcheetah_expert.onnx", "halfcheetah/halfcheetah_demos.npz");
+    let (model, demos) = bundled("halfcheetah/halfcheetah_expert.onnx", "halfcheetah/halfcheetah_demos.npz");
+    agrees_with_onnx_runtime(&model, &demos, &SETTINGS, "check_qdq.py");
+}
+
+/// Convolutions, a sum of accumulators and codes, a pool of extremes and a mean.
+#[test]
+fn onnx_runtime_agrees_on_a_policy_of_images() {
+    const N: usize = 400;
+    let folder = tempfile::tempdir().unwrap();
+    let (model, demos) = (folder.path().join("images.onnx"), folder.path().join("images.npz"));
+    let graph = text::parse(support::IMAGES).unwrap();
+    let floats = export::fake_quant(&graph, &LoweringReport::default(), &ExportOptions::default()).unwrap();
+    export::write(&floats, &model).unwrap();
+    let mut writer = NpzWriter::create(&demos).unwrap();
+    writer.add("image", &[N, 3, 8, 9], &Synthetic::new(3, 3 * 8 * 9).rows(N)).unwrap();
+    writer.finish().unwrap();
+    let settings = [("w8a8", "8", false), ("w4a4", "8", false), ("w4a4", "4", false)];
+    agrees_with_onnx_runtime(&model, &demos, &settings, "check_formats.py");
 }

@@ -4,9 +4,9 @@ use qail_ir::{Graph, Op};
 
 use crate::{
     AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, ExpandGroups, FoldConstants, FoldNormalizer,
-    FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftFilm, LiftGelu, LiftHardSwish, LiftMish,
-    LiftNormalize, LiftRope, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes, OptimizeRounding,
-    Pass, Precision, QuantizeWeights,
+    FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftFakeQuant, LiftFilm, LiftGelu, LiftHardSwish,
+    LiftMish, LiftNormalize, LiftRope, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes,
+    OptimizeRounding, Pass, Precision, QuantizeWeights,
 };
 
 /// What the default pipeline depends on.
@@ -65,10 +65,16 @@ pub fn given_pipeline() -> Vec<Box<dyn Pass>> {
         Box::new(FoldConstants::default()),
         Box::new(Canonicalize),
         Box::new(EliminateDeadCode),
+        Box::new(LiftFakeQuant),
         Box::new(LiftRope),
         Box::new(LiftFilm),
         Box::new(MoveTransposes),
         Box::new(Canonicalize),
+        // One function between codes is a table; its pieces would be floats.
+        Box::new(LiftSilu),
+        Box::new(LiftGelu),
+        Box::new(LiftMish),
+        Box::new(LiftHardSwish),
         Box::new(LiftNormalize),
         Box::new(LiftSoftmax),
         Box::new(LiftAttention),

@@ -2,9 +2,9 @@
 
 use crate::{
     AdoptWeights, Calibrate, Canonicalize, CorrectBias, EliminateDeadCode, ExpandGroups, FoldConstants, FoldEntrySteps,
-    FoldNormalizer, FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftFilm, LiftGelu, LiftHardSwish,
-    LiftMish, LiftNormalize, LiftRope, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias, MoveTransposes,
-    OptimizeRounding, Pass, PassError, PassOptions, QuantizeWeights, Rebatch, TabulateTurns,
+    FoldNormalizer, FuseLinearAct, HoistFunctions, InsertFakeQuant, LiftAttention, LiftFakeQuant, LiftFilm, LiftGelu,
+    LiftHardSwish, LiftMish, LiftNormalize, LiftRope, LiftSilu, LiftSoftmax, LowerQuant, MergeLinearBias,
+    MoveTransposes, OptimizeRounding, Pass, PassError, PassOptions, QuantizeWeights, Rebatch, TabulateTurns,
 };
 
 /// One line of the table of passes.
@@ -37,6 +37,7 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "hoist-functions", build: |_| Ok(Box::new(HoistFunctions)) },
     Entry { name: "insert-fake-quant", build: |options| Ok(Box::new(InsertFakeQuant::from_options(options)?)) },
     Entry { name: "lift-attention", build: |_| Ok(Box::new(LiftAttention)) },
+    Entry { name: "lift-fake-quant", build: |_| Ok(Box::new(LiftFakeQuant)) },
     Entry { name: "lift-film", build: |_| Ok(Box::new(LiftFilm)) },
     Entry { name: "lift-gelu", build: |_| Ok(Box::new(LiftGelu)) },
     Entry { name: "lift-hard-swish", build: |_| Ok(Box::new(LiftHardSwish)) },

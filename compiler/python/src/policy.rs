@@ -214,14 +214,14 @@ impl Policy {
         Ok(outputs)
     }
 
-    /// Forgets what came before, at the start of an episode: actions of chunks
-    /// that `act` has not given out.
-    fn reset(&self, py: Python<'_>) {
-        py.detach(|| {
-            if let Runner::Actions(controller) = &mut *self.runner() {
-                controller.reset();
-            }
-        });
+    /// Forgets what came before, at the start of an episode: the states of
+    /// recurrent policies, and actions of chunks that `act` has not given out.
+    fn reset(&self, py: Python<'_>) -> PyResult<()> {
+        let reset = || match &mut *self.runner() {
+            Runner::Actions(controller) => controller.reset(),
+            Runner::Outputs(session) => session.reset(),
+        };
+        py.detach(reset).map_err(|error| raise(py, &of_run("cannot reset the policy", &error)))
     }
 
     fn __repr__(&self) -> String {

@@ -1,4 +1,4 @@
-//! `qailc export`: the quantized model as ONNX, for other engines to check.
+//! `qailc export`: the quantized model as ONNX, for other engines to run or to check.
 
 use std::path::PathBuf;
 
@@ -40,6 +40,12 @@ enum Format {
     Exact,
     /// QuantizeLinear and DequantizeLinear with derived scales (opset 21).
     Qdq,
+    /// QuantizeLinear, Clip and DequantizeLinear with 8-bit tensors, for Brevitas and QONNX (opset 13).
+    Qcdq,
+    /// Floats on the grids of the codes; every engine runs it (opset 13).
+    FakeQuant,
+    /// MatMulNBits of ONNX Runtime, for w4a16 and w8a16.
+    Nbits,
 }
 
 /// Runs the subcommand.
@@ -66,9 +72,13 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let quantized = quantized.map_err(|error| of_pipeline(&context, &error))?;
     say_notes_of(&quantized, terminal);
     let export_options = ExportOptions { expose: args.expose };
+    let (graph, report) = (&quantized.graph, quantized.lowering.clone().unwrap_or_default());
     let model = match args.format {
-        Format::Exact => export::exact(&quantized.graph, &export_options),
-        Format::Qdq => export::qdq(&quantized.graph, &quantized.lowering.clone().unwrap_or_default(), &export_options),
+        Format::Exact => export::exact(graph, &export_options),
+        Format::Qdq => export::qdq(graph, &report, &export_options),
+        Format::Qcdq => export::qcdq(graph, &report, &export_options),
+        Format::FakeQuant => export::fake_quant(graph, &report, &export_options),
+        Format::Nbits => export::nbits(graph, &export_options),
     };
     let model = model.map_err(|error| Failure::new(Exit::Unsupported, context.clone(), &error))?;
     export::write(&model, &args.output).map_err(|error| Failure::new(Exit::InvalidInput, context, &error))?;

@@ -45,23 +45,24 @@ fn by_rows(graph: &Graph, id: NodeId, batch: usize) -> bool {
         }
         Op::Concat(concat) => concat.axis != 0 && operands.iter().all(|&value| graph.const_of(value).is_none()),
         Op::Reduce(reduce) => !reduce.axes.contains(&0),
-        // No export writes these.
-        Op::Grad(_)
-        | Op::Compare(_)
-        | Op::Where(_)
-        | Op::Gather(_)
-        | Op::Scatter(_)
-        | Op::ArgReduce(_)
-        | Op::TopK(_)
-        | Op::CumSum(_)
-        | Op::Unfold(_)
-        | Op::Softmax(_)
-        | Op::Normalize(_)
-        | Op::Attention(_)
-        | Op::Rope(_)
-        | Op::Film(_)
-        | Op::QAdd(_)
-        | Op::QSum(_) => false,
+        Op::Compare(_) | Op::Where(_) | Op::QAdd(_) => {
+            let n_values = if matches!(graph.node(id).op, Op::QAdd(_)) { 2 } else { operands.len() };
+            operands.iter().take(n_values).all(|&value| broadcasts_over_rows(graph, value, shape.len()))
+        }
+        // The index is the same for every row.
+        Op::Gather(gather) => gather.axis != 0 && operands.get(1).is_some_and(|&index| graph.const_of(index).is_some()),
+        Op::ArgReduce(reduce) => reduce.axis != 0,
+        Op::TopK(top_k) => top_k.axis != 0,
+        Op::CumSum(sum) => sum.axis != 0,
+        Op::Softmax(softmax) => softmax.axis != 0,
+        Op::Normalize(normalize) => !normalize.axes.contains(&0),
+        Op::Attention(_) | Op::Rope(_) | Op::Film(_) => {
+            operands.iter().all(|&value| broadcasts_over_rows(graph, value, shape.len()))
+        }
+        Op::QSum(sum) => !sum.axes.contains(&0),
+        Op::Unfold(unfold) => unfold.windows.first() == Some(&qail_ir::Window::identity(batch)),
+        // Rows are named by number; gradients are not written.
+        Op::Scatter(_) | Op::Grad(_) => false,
     }
 }
 

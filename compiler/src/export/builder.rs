@@ -29,6 +29,8 @@ impl Tensor {
 /// Collects nodes in order. Every tensor name is given out once.
 #[derive(Debug, Default)]
 pub(super) struct Builder {
+    /// Version of the ONNX operators that nodes are written for.
+    pub(super) opset: i64,
     pub(super) nodes: Vec<NodeProto>,
     pub(super) initializers: Vec<TensorProto>,
     taken: BTreeSet<String>,
@@ -36,6 +38,11 @@ pub(super) struct Builder {
 }
 
 impl Builder {
+    /// Writes operators of version `opset`.
+    pub(super) fn new(opset: i64) -> Self {
+        Self { opset, ..Self::default() }
+    }
+
     /// A name that is not used yet: `base`, or `base` with a number.
     pub(super) fn claim(&mut self, base: &str) -> String {
         let mut name = base.to_owned();
@@ -54,13 +61,25 @@ impl Builder {
 
     /// Adds a node whose result has a name that was claimed before.
     pub(super) fn node(&mut self, op_type: &str, inputs: &[&str], attribute: Vec<AttributeProto>, output: &str) {
+        self.node_of("", op_type, inputs, attribute, &[output]);
+    }
+
+    /// Adds a node of an operator of `domain` with several results, whose names were claimed before.
+    pub(super) fn node_of(
+        &mut self,
+        domain: &str,
+        op_type: &str,
+        inputs: &[&str],
+        attribute: Vec<AttributeProto>,
+        outputs: &[&str],
+    ) {
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|&name| name.to_owned()).collect(),
-            output: vec![output.to_owned()],
-            name: output.to_owned(),
+            output: outputs.iter().map(|&name| name.to_owned()).collect(),
+            name: outputs.iter().find(|name| !name.is_empty()).map_or_else(String::new, |&name| name.to_owned()),
             op_type: op_type.to_owned(),
             attribute,
-            domain: String::new(),
+            domain: domain.to_owned(),
         });
     }
 
@@ -121,6 +140,13 @@ impl Builder {
     pub(super) fn i64s(&mut self, base: &str, elements: &[i64]) -> String {
         let name = self.claim(base);
         self.initializers.push(TensorProto::i64(name.as_str(), vec![elements.len() as i64], elements));
+        name
+    }
+
+    /// One whole number.
+    pub(super) fn i64_scalar(&mut self, base: &str, x: i64) -> String {
+        let name = self.claim(base);
+        self.initializers.push(TensorProto::i64(name.as_str(), Vec::new(), &[x]));
         name
     }
 

@@ -1,11 +1,11 @@
-//! What both exports share: names of values, constants, inputs and outputs.
+//! What all exports share: names of values, constants, inputs and outputs.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use qail_ir::{Constant, DType, Elem, Graph, NodeId, ValueId};
 
 use super::{
-    ExportError, FORMAT_KEY, INEXACT_KEY, IR_VERSION, OPSET, batch,
+    ExportError, FORMAT_KEY, INEXACT_KEY, batch,
     builder::{Builder, Tensor, dims},
 };
 use crate::frontend::proto::{
@@ -27,13 +27,17 @@ pub(super) struct Emitter<'g> {
     constants: BTreeMap<(ValueId, i32), Tensor>,
     /// Nodes whose numbers are close to ours, but not equal.
     inexact: Vec<String>,
+    /// Operator sets besides the standard's, with their versions.
+    pub(super) domains: Vec<(&'static str, i64)>,
+    /// Further entries of the metadata.
+    pub(super) metadata: BTreeMap<String, String>,
 }
 
 impl<'g> Emitter<'g> {
     /// Chooses the names: those of inputs and outputs are the caller's, the
     /// others are those of the nodes as far as they are free.
-    pub(super) fn new(graph: &'g Graph, format: &'static str) -> Result<Self, ExportError> {
-        let mut builder = Builder::default();
+    pub(super) fn new(graph: &'g Graph, format: &'static str, opset: i64) -> Result<Self, ExportError> {
+        let mut builder = Builder::new(opset);
         let mut names = BTreeMap::new();
         for input in graph.inputs() {
             let name = graph.node(*input).name.clone();
@@ -57,8 +61,18 @@ impl<'g> Emitter<'g> {
             names.insert(value, name);
         }
         let batch_is_open = batch::is_open(graph);
-        let (tensors, constants, inexact) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Ok(Self { graph, builder, format, batch_is_open, names, tensors, constants, inexact })
+        Ok(Self {
+            graph,
+            builder,
+            format,
+            batch_is_open,
+            names,
+            tensors: BTreeMap::new(),
+            constants: BTreeMap::new(),
+            inexact: Vec::new(),
+            domains: Vec::new(),
+            metadata: BTreeMap::new(),
+        })
     }
 
     /// The name that the result of a node will have.
@@ -197,6 +211,7 @@ impl<'g> Emitter<'g> {
             }
         }
         let mut metadata: BTreeMap<String, String> = graph.metadata.clone();
+        metadata.append(&mut self.metadata);
         metadata.insert(FORMAT_KEY.to_owned(), self.format.to_owned());
         if !self.inexact.is_empty() {
             metadata.insert(INEXACT_KEY.to_owned(), self.inexact.join(","));
@@ -209,12 +224,16 @@ impl<'g> Emitter<'g> {
             output: outputs,
             ..GraphProto::default()
         };
+        let standard = OperatorSetIdProto { domain: String::new(), version: self.builder.opset };
+        let others =
+            self.domains.iter().map(|&(domain, version)| OperatorSetIdProto { domain: domain.to_owned(), version });
+        let opset_import = [standard].into_iter().chain(others).collect();
         Ok(ModelProto {
-            ir_version: IR_VERSION,
+            ir_version: ir_version(self.builder.opset),
             producer_name: "qailc".to_owned(),
             producer_version: env!("CARGO_PKG_VERSION").to_owned(),
             graph: Some(onnx_graph),
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+            opset_import,
             metadata_props: metadata.into_iter().map(|(key, value)| StringStringEntryProto { key, value }).collect(),
             ..ModelProto::default()
         })
@@ -225,6 +244,16 @@ impl<'g> Emitter<'g> {
             Elem::Plain(dtype) => self.constant_as(id, value, onnx_type(dtype)),
             Elem::Code(_) => self.constant_as(id, value, data_type::DOUBLE),
         }
+    }
+}
+
+/// The file format that came with a version of the operators.
+fn ir_version(opset: i64) -> i64 {
+    match opset {
+        ..=13 => 7,
+        14..=18 => 8,
+        19..=20 => 9,
+        _ => 10,
     }
 }
 

@@ -56,6 +56,12 @@ pub enum ExportError {
         /// The node.
         node: String,
     },
+    /// A form of quantized weights for a graph that has none.
+    #[error("no layer has quantized weights, which {format} is for; use -b w4a16 or w8a16")]
+    NoQuantizedWeights {
+        /// The format asked for.
+        format: &'static str,
+    },
     /// An output that has the name of an input.
     #[error("output `{name}` has the name of an input; name the outputs differently")]
     Name {

@@ -11,16 +11,17 @@
 //! same end of an 8-bit range. Wider results are refused.
 
 use qail_ir::{
-    Dequantize, Graph, Linear, LinearWq, NodeId, Op, QLinear, Quantize, Requantize, UnaryFn, ValueId, fixed::Multiplier,
+    Dequantize, Graph, Linear, LinearWq, NodeId, Op, QAdd, QLinear, QSum, Quantize, Reduce, ReduceFn, Requantize,
+    UnaryFn, ValueId, fixed::Multiplier,
 };
 
 use super::{
-    ExportError, ExportOptions,
+    ExportError, ExportOptions, OPSET,
     builder::Tensor,
     emit::{Emitter, onnx_type},
-    exposed_values,
+    exposed_values, float,
     functions::{Math, emit_binary, emit_clip, emit_unary, is_precise, round_to_f32},
-    shapes,
+    shapes, windows,
 };
 use crate::frontend::proto::{AttributeProto, ModelProto, data_type};
 
@@ -34,7 +35,7 @@ const F32: i32 = data_type::FLOAT;
 /// `f64`, close to ours but not equal: the metadata entry
 /// [`INEXACT_KEY`](super::INEXACT_KEY) lists them.
 pub fn exact(graph: &Graph, options: &ExportOptions) -> Result<ModelProto, ExportError> {
-    let mut emitter = Emitter::new(graph, "exact")?;
+    let mut emitter = Emitter::new(graph, "exact", OPSET)?;
     let mut exposed = Vec::new();
     for id in graph.topo() {
         if matches!(graph.node(id).op, Op::Const(_)) {
@@ -92,7 +93,9 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
         }
         Op::Reduce(reduce) => {
             let x = emitter.operand(id, 0)?;
-            emitter.mark_inexact(id);
+            if !matches!(reduce.f, ReduceFn::Min | ReduceFn::Max) {
+                emitter.mark_inexact(id);
+            }
             Ok(shapes::emit_reduce(emitter, reduce, &x, &out))
         }
         Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Concat(_) | Op::Expand(_) | Op::Cast(_) => {
@@ -116,21 +119,22 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
         Op::Requantize(requantize) => emit_requantize(emitter, id, requantize),
         Op::Lookup(_) => emit_lookup(emitter, id),
         Op::Dequantize(dequantize) => emit_dequantize(emitter, id, dequantize),
-        Op::Compare(_)
-        | Op::Where(_)
-        | Op::Gather(_)
-        | Op::Scatter(_)
-        | Op::ArgReduce(_)
-        | Op::TopK(_)
-        | Op::CumSum(_)
-        | Op::Unfold(_)
-        | Op::Softmax(_)
-        | Op::Normalize(_)
-        | Op::Attention(_)
-        | Op::Rope(_)
-        | Op::Film(_)
-        | Op::QAdd(_)
-        | Op::QSum(_) => Err(emitter.unsupported(id, "this export does not write it yet; use another format")),
+        Op::QAdd(add) => emit_add(emitter, id, add),
+        Op::QSum(sum) => emit_sum(emitter, id, sum),
+        Op::Unfold(unfold) => {
+            let x = emitter.operand(id, 0)?;
+            let shape = graph.ty(emitter.operand_value(id, 0)?).shape.clone();
+            windows::emit(emitter, id, unfold, (&x, &shape), unfold.fill.into(), &out)
+        }
+        Op::Gather(gather) => float::emit_gather(emitter, id, gather, &out),
+        Op::Compare(_) | Op::Where(_) | Op::Scatter(_) | Op::ArgReduce(_) | Op::TopK(_) => {
+            float::emit(emitter, id, &out)
+        }
+        // In the arithmetic of the engine.
+        Op::CumSum(_) | Op::Softmax(_) | Op::Normalize(_) | Op::Attention(_) | Op::Rope(_) | Op::Film(_) => {
+            emitter.mark_inexact(id);
+            float::emit(emitter, id, &out)
+        }
         Op::Grad(_) => {
             Err(emitter.unsupported(id, "ONNX has no operation for gradients; export the graph without them"))
         }
@@ -159,6 +163,45 @@ fn emit_quantize(emitter: &mut Emitter<'_>, id: NodeId, quantize: &Quantize) -> 
     let rounded = builder.step("Round", &[&scaled], Vec::new(), &format!("{out}/rounded"));
     let code = builder.cast(&Tensor::new(rounded, F32), F64, &format!("{out}/f64"));
     emit_offset_and_clip(emitter, code, (quantize.zero_point, quantize.lo, quantize.hi), out)
+}
+
+/// `floor(((a - zero_a) m_a + (b - zero_b) m_b + 2^(shift-1)) 2^-shift)`: below `2^52`, so
+/// that every step is exact.
+fn emit_add(emitter: &mut Emitter<'_>, id: NodeId, add: &QAdd) -> Result<Tensor, ExportError> {
+    let out = emitter.name_of(id);
+    let mut terms = Vec::with_capacity(2);
+    for (slot, zero, name) in [(0, add.zero_a, "left"), (1, add.zero_b, "right")] {
+        let x = emitter.operand_value(id, slot)?;
+        let x = emitter.operand_as_f64(id, slot, x)?;
+        let m = emitter.numbers(id, slot + 2)?;
+        let builder = &mut emitter.builder;
+        let m = builder.f64s(&format!("{out}/{name}/m"), &[m.len()], &m)?;
+        let zero = builder.scalar(&format!("{out}/{name}/zero"), F64, zero.into());
+        let centred = builder.step("Sub", &[&x.name, &zero], Vec::new(), &format!("{out}/{name}/centred"));
+        terms.push(builder.step("Mul", &[&centred, &m], Vec::new(), &format!("{out}/{name}")));
+    }
+    let shift = emitter.numbers(id, 4)?.first().copied().unwrap_or(1.0) as i32;
+    let [a, b] = [0, 1].map(|at| terms.get(at).map(String::as_str).unwrap_or_default());
+    let builder = &mut emitter.builder;
+    let sum = builder.step("Add", &[a, b], Vec::new(), &format!("{out}/sum"));
+    let half = builder.scalar(&format!("{out}/half"), F64, 2f64.powi(shift - 1));
+    let sum = builder.step("Add", &[&sum, &half], Vec::new(), &format!("{out}/raised"));
+    let unit = builder.scalar(&format!("{out}/unit"), F64, 2f64.powi(-shift));
+    let scaled = builder.step("Mul", &[&sum, &unit], Vec::new(), &format!("{out}/scaled"));
+    let floor = builder.step("Floor", &[&scaled], Vec::new(), &format!("{out}/floor"));
+    emit_offset_and_clip(emitter, Tensor::new(floor, F64), (add.zero_point, add.lo, add.hi), out)
+}
+
+/// `sum(q - zero_point)`.
+fn emit_sum(emitter: &mut Emitter<'_>, id: NodeId, sum: &QSum) -> Result<Tensor, ExportError> {
+    let out = emitter.name_of(id);
+    let x = emitter.operand_value(id, 0)?;
+    let x = emitter.operand_as_f64(id, 0, x)?;
+    let builder = &mut emitter.builder;
+    let zero = builder.scalar(&format!("{out}/zero_point"), F64, sum.zero_point.into());
+    let centred = builder.step("Sub", &[&x.name, &zero], Vec::new(), &format!("{out}/centred"));
+    let reduce = Reduce { f: ReduceFn::Sum, axes: sum.axes.clone(), keep_dims: sum.keep_dims };
+    Ok(shapes::emit_reduce(emitter, &reduce, &Tensor::new(centred, F64), &out))
 }
 
 fn emit_requantize(emitter: &mut Emitter<'_>, id: NodeId, requantize: &Requantize) -> Result<Tensor, ExportError> {

@@ -11,7 +11,10 @@
 
 use qail_ir::{BinaryFn, UnaryFn};
 
-use super::builder::{Builder, Tensor};
+use super::{
+    builder::{Builder, Tensor},
+    older,
+};
 use crate::frontend::proto::{AttributeProto, data_type};
 
 /// How to write a function.
@@ -51,6 +54,9 @@ pub(super) fn is_precise(f: UnaryFn) -> bool {
 /// Writes `f(x)` for an `f32` tensor, under a name claimed before.
 pub(super) fn emit_unary(builder: &mut Builder, math: Math, f: UnaryFn, x: &Tensor, out: &str) -> Tensor {
     let result = Tensor::new(out, data_type::FLOAT);
+    if older::emit(builder, f, x, out) {
+        return result;
+    }
     let mut direct = |op: &str, attributes| builder.node(op, &[&x.name], attributes, out);
     match (f, math) {
         // One correctly rounded operation, or a choice between two numbers.

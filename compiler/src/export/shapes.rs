@@ -111,12 +111,19 @@ pub(super) fn emit_reduce(emitter: &mut Emitter<'_>, reduce: &Reduce, x: &Tensor
         ReduceFn::Max => "ReduceMax",
         ReduceFn::Prod => "ReduceProd",
     };
+    // A list without elements would mean all axes.
+    let keep = AttributeProto::int("keepdims", reduce.keep_dims.into());
+    if reduce.axes.is_empty() {
+        emitter.builder.node("Identity", &[&x.name], Vec::new(), out);
+        return Tensor::new(out, x.ty);
+    }
+    // Axes are an operand of sums from 13 on, of the others from 18 on.
+    if emitter.builder.opset < 18 && reduce.f != ReduceFn::Sum {
+        let axes = AttributeProto::ints("axes", dims(&reduce.axes));
+        emitter.builder.node(op, &[&x.name], vec![axes, keep], out);
+        return Tensor::new(out, x.ty);
+    }
     let axes = emitter.builder.i64s(&format!("{out}/axes"), &dims(&reduce.axes));
-    let attributes = vec![
-        AttributeProto::int("keepdims", reduce.keep_dims.into()),
-        // No axes means none, not all.
-        AttributeProto::int("noop_with_empty_axes", 1),
-    ];
-    emitter.builder.node(op, &[&x.name, &axes], attributes, out);
+    emitter.builder.node(op, &[&x.name, &axes], vec![keep], out);
     Tensor::new(out, x.ty)
 }

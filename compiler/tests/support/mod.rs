@@ -12,6 +12,29 @@ use std::{
 pub(crate) const EXPERT: &str = "$POLICIES/hopper/hopper_expert.onnx";
 pub(crate) const DEMOS: &str = "$POLICIES/hopper/hopper_demos.npz";
 
+/// A small policy of images: a convolution with a pad, a residual sum, a pool of extremes, a mean, and a layer.
+pub(crate) const IMAGES: &str = "graph @images(%image: f32[1, 3, 8, 9]) -> (action = %action) {batch = 0} {
+  %w0 = const rand(1) : f32[27, 8]
+  %b0 = const rand(2) : f32[8]
+  %x0 = unfold %image {out = [1, 3, 8, 9], size = [1, 1, 3, 3], pad = [0, 0, 1, 1]} : f32[1, 3, 8, 9, 3, 3]
+  %t0 = transpose %x0 {perm = [0, 2, 3, 1, 4, 5]} : f32[1, 8, 9, 3, 3, 3]
+  %r0 = reshape %t0 : f32[1, 8, 9, 27]
+  %h0 = linear %r0, %w0, %b0 {act = relu} : f32[1, 8, 9, 8]
+  %w1 = const rand(3) : f32[72, 8]
+  %b1 = const rand(4) : f32[8]
+  %x1 = unfold %h0 {out = [1, 8, 9, 8], size = [1, 3, 3, 1], pad = [0, 1, 1, 0]} : f32[1, 8, 9, 8, 3, 3]
+  %r1 = reshape %x1 : f32[1, 8, 9, 72]
+  %h1 = linear %r1, %w1, %b1 : f32[1, 8, 9, 8]
+  %sum = add %h1, %h0 : f32[1, 8, 9, 8]
+  %act = relu %sum : f32[1, 8, 9, 8]
+  %x2 = unfold %act {out = [1, 4, 4, 8], size = [1, 2, 2, 1], stride = [1, 2, 2, 1], fill = -inf} : f32[1, 4, 4, 8, 2, 2]
+  %pool = reduce_max %x2 {axes = [4, 5]} : f32[1, 4, 4, 8]
+  %mean = reduce_mean %pool {axes = [1, 2]} : f32[1, 8]
+  %w2 = const rand(5) : f32[8, 3]
+  %b2 = const rand(6) : f32[3]
+  %action = linear %mean, %w2, %b2 : f32[1, 3]
+}";
+
 /// Names and the paths that they stand for, in the order of replacement.
 fn names(folder: &Path) -> [(&'static str, PathBuf); 3] {
     // Cargo builds the examples of a crate with its tests.

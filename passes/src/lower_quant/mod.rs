@@ -24,7 +24,7 @@ mod quantizer;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qail_ir::{Constant, Dequantize, FakeQuant, Graph, NodeId, Op, Origin, Unary, Unfold, ValueId};
+use qail_ir::{Constant, Dequantize, FakeQuant, Graph, NodeId, Op, Origin, Unary, UnaryFn, Unfold, ValueId};
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
@@ -85,6 +85,8 @@ struct Lowering {
     order: Vec<NodeId>,
     /// Codes of quantized weights, by the old quantizer.
     weights: BTreeMap<ValueId, ValueId>,
+    /// Tables and the functions that they were made from.
+    tables: Vec<(NodeId, Vec<UnaryFn>)>,
     /// Names of layers that stay in floats.
     float_layers: Vec<String>,
 }
@@ -216,6 +218,11 @@ impl Lowering {
         for (codes, info) in self.codes.into_values() {
             if alive.contains(&codes.node) {
                 report.codes.insert(graph.node(codes.node).name.clone(), info);
+            }
+        }
+        for (id, functions) in self.tables {
+            if alive.contains(&id) {
+                report.tables.insert(graph.node(id).name.clone(), functions);
             }
         }
         report.sums = islands::sums(graph);

@@ -184,6 +184,7 @@ impl Lowering {
         let table = Constant::ints(TensorType::code(out.scheme, [256]), &table);
         let table = graph.add_const(format!("{name}.table"), table, Origin::default());
         let codes = add_in_place(graph, id, Op::Lookup(Lookup), &[x, table])?;
+        self.tables.push((codes.node, functions.to_vec()));
         self.codes.insert(id.value(), (codes, out));
         Ok(())
     }

@@ -110,6 +110,8 @@ pub struct LoweringReport {
     pub layers: Vec<LoweredLayer>,
     /// Every tensor of codes by the name of its node.
     pub codes: BTreeMap<String, CodeInfo>,
+    /// What each table was made from, by the name of its node: functions of one number, first one first.
+    pub tables: BTreeMap<String, Vec<UnaryFn>>,
     /// Layers that stayed in floats.
     pub float_layers: Vec<String>,
     /// Sums of codes: residual additions and average pools, with the width of their results.

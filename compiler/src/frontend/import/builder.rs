@@ -287,6 +287,9 @@ impl Builder {
                 }
             }
             (_, Some(constants)) => {
+                // A weight that is only moved takes no more work than reading it.
+                let quantized = operands.iter().any(|&tensor| self.quant(tensor).is_some());
+                let work = if quantized && matches!(op, Op::Transpose(_)) { 0 } else { work };
                 let affordable = self.budget.take_work(work) && self.budget.take_bytes(&ty) && fold::is_small(&op, &ty);
                 if let Some(constant) = if affordable { fold::evaluate(&op, &constants) } else { None } {
                     let quant = self.moved_quant(&op, operands, &ty);
@@ -371,10 +374,13 @@ impl Builder {
             return Err(OpError::invalid(format!("a weight of type {}", constant.ty)));
         };
         let size_bytes = constant.ty.n_elements().saturating_mul(4);
-        let made = if size_bytes > MAX_COPIED_BYTES && transpose {
+        // Without room for a copy it is read in place, which is slower.
+        let made = if transpose && (size_bytes > MAX_COPIED_BYTES || !self.budget.take_bytes(&constant.ty)) {
             transposed(constant, rows, columns, scale)
         } else {
-            self.reserve(&constant.ty)?;
+            if !transpose {
+                self.reserve(&constant.ty)?;
+            }
             let constant = if transpose { transposed(constant, rows, columns, scale) } else { constant };
             let factor = if transpose { 1.0 } else { scale };
             let elements: Vec<f32> = constant.all_f32()?.into_iter().map(|x| x * factor).collect();
@@ -418,4 +424,19 @@ pub(super) fn is_empty_list(ty: &TensorType) -> bool {
 /// True if the elements are integers or truth values.
 pub(super) fn is_integer(ty: &TensorType) -> bool {
     matches!(ty.elem, Elem::Plain(DType::Bool | DType::U8 | DType::I32 | DType::I64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weight_is_transposed_in_place_when_nothing_may_be_copied() {
+        let mut builder = Builder::new("g", 0);
+        let matrix = Constant::f32([2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let matrix = builder.known("w", matrix, Origin::default());
+        let turned = builder.weight(matrix, true, 2.0, "y").unwrap();
+        assert_eq!(builder.constant(turned).unwrap().all_f32().unwrap(), [2.0, 8.0, 4.0, 10.0, 6.0, 12.0]);
+        assert!(builder.weight(matrix, false, 2.0, "y").is_err());
+    }
 }

@@ -1,6 +1,6 @@
 //! Quantizers of computed values.
 
-use qail_ir::{Binary, BinaryFn, Cast, Constant, DType, Elem, FakeQuant, Op, QuantScheme, TensorType};
+use qail_ir::{Binary, BinaryFn, Cast, ConstError, Constant, DType, Elem, FakeQuant, Op, QuantScheme, TensorType};
 
 use super::{
     super::{
@@ -10,6 +10,9 @@ use super::{
     },
     parameters::{Parameters, known},
 };
+
+/// Codes looked at in one go.
+const CHUNK: usize = 1 << 16;
 
 /// Largest magnitude of a 16-bit code that the run time holds.
 const WIDE_HI: i32 = 32639;
@@ -101,6 +104,19 @@ pub(super) fn dequantize(
     Ok(Tensor::Computed(cx.builder.place(quantized)))
 }
 
+/// True if clipping known codes changes nothing, as in weights whose Clip only says
+/// how wide they are.
+fn lie_between(codes: &Constant, (lo, hi): (i64, i64)) -> Result<bool, ConstError> {
+    let n = codes.ty.n_elements();
+    for start in (0..n).step_by(CHUNK) {
+        let codes = codes.read_int(start..start.saturating_add(CHUNK).min(n))?;
+        if codes.iter().any(|code| !(lo..=hi).contains(code)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Codes in a smaller range, `Clip` between a quantizer and its reader; none if
 /// the node clips numbers.
 pub(in super::super) fn clip(cx: &mut NodeCx<'_>) -> Result<Option<Tensor>, OpError> {
@@ -118,6 +134,9 @@ pub(in super::super) fn clip(cx: &mut NodeCx<'_>) -> Result<Option<Tensor>, OpEr
         return Err(OpError::invalid(format!("its bounds are {lo} and {hi}")));
     }
     if let Some(constant) = cx.constant(x).cloned() {
+        if lie_between(&constant, (lo, hi))? {
+            return Ok(Some(x));
+        }
         cx.builder.reserve(&constant.ty)?;
         let clipped: Vec<i64> = constant.all_int()?.into_iter().map(|code| code.clamp(lo, hi)).collect();
         return Ok(Some(cx.known(Constant::ints(constant.ty, &clipped))));

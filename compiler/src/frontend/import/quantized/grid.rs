@@ -66,24 +66,81 @@ impl Grid {
         Some((Self { shape, cell }, order))
     }
 
-    /// The grid of the same elements in another shape, if cells stay cells.
+    /// The grid of the same elements in another shape, if cells stay cells in the same order.
+    ///
+    /// Both shapes are products of the same factors, row-major. Inside of an axis a cell
+    /// spans the innermost factors whole, perhaps a part of one, and 1 of those further out.
     fn reshaped(&self, shape: &[usize]) -> Option<Self> {
-        let several: Vec<(usize, usize)> = self.extents().enumerate().filter(|(_, n)| *n > 1).collect();
-        let mut cell = shape.to_vec();
-        match several[..] {
-            [] => {}
-            [(axis, _)] => {
-                let before = |shape: &[usize], axis: usize| shape.iter().take(axis).product::<usize>();
-                let same = |&to: &usize| {
-                    shape.get(to) == self.shape.get(axis) && before(shape, to) == before(&self.shape, axis)
-                };
-                let to = (0..shape.len()).find(same)?;
-                *cell.get_mut(to)? = *self.cell.get(axis)?;
-            }
-            _ => return None,
+        if self.extents().all(|n| n == 1) {
+            return Some(Self::new(shape.to_vec(), shape.to_vec()));
         }
+        let (old, new) = common_factors(&self.shape, shape)?;
+        let mut cells = Vec::new();
+        for (factors, &cell) in old.iter().zip(&self.cell) {
+            cells.extend(split(factors, cell)?);
+        }
+        let mut cells = cells.into_iter();
+        let merged = new.iter().map(|factors| merge(factors, cells.by_ref().take(factors.len())));
+        let cell = merged.collect::<Option<Vec<usize>>>()?;
         Some(Self::new(shape.to_vec(), cell))
     }
+}
+
+/// Factors of the extent of each axis.
+type Factors = Vec<Vec<usize>>;
+
+/// Factors of the extents of two shapes: one list, cut into axes in two ways.
+fn common_factors(old: &[usize], new: &[usize]) -> Option<(Factors, Factors)> {
+    let (mut of_old, mut of_new) = (vec![Vec::new(); old.len()], vec![Vec::new(); new.len()]);
+    let axes = |shape: &[usize]| {
+        let several = shape.iter().copied().enumerate().filter(|&(_, extent)| extent != 1);
+        several.collect::<Vec<(usize, usize)>>().into_iter()
+    };
+    let (mut olds, mut news) = (axes(old), axes(new));
+    let (mut a, mut b) = (olds.next(), news.next());
+    while let (Some((axis_a, rest_a)), Some((axis_b, rest_b))) = (a, b) {
+        let factor = rest_a.min(rest_b);
+        if factor == 0 || !rest_a.is_multiple_of(factor) || !rest_b.is_multiple_of(factor) {
+            return None;
+        }
+        of_old.get_mut(axis_a)?.push(factor);
+        of_new.get_mut(axis_b)?.push(factor);
+        a = if rest_a == factor { olds.next() } else { Some((axis_a, rest_a / factor)) };
+        b = if rest_b == factor { news.next() } else { Some((axis_b, rest_b / factor)) };
+    }
+    (a.is_none() && b.is_none()).then_some((of_old, of_new))
+}
+
+/// The part of a cell of one axis along each of its factors.
+fn split(factors: &[usize], mut cell: usize) -> Option<Vec<usize>> {
+    if let [_] = factors {
+        return Some(vec![cell]);
+    }
+    let mut cells = vec![1; factors.len()];
+    for (&factor, part) in factors.iter().zip(&mut cells).rev() {
+        *part = cell.min(factor);
+        if !cell.is_multiple_of(*part) || !factor.is_multiple_of(*part) {
+            return None;
+        }
+        cell /= *part;
+    }
+    (cell == 1).then_some(cells)
+}
+
+/// The cell of an axis from its parts along each of its factors.
+fn merge(factors: &[usize], cells: impl Iterator<Item = usize>) -> Option<usize> {
+    let (mut cell, mut whole) = (1, true);
+    let cells: Vec<usize> = cells.collect();
+    for (&factor, &part) in factors.iter().zip(&cells).rev() {
+        // The last cell of an axis of its own may be cut off.
+        let is_cut = !factor.is_multiple_of(part) && factors.len() > 1;
+        if is_cut || !whole && part != 1 {
+            return None;
+        }
+        cell *= part;
+        whole = whole && part == factor;
+    }
+    Some(cell)
 }
 
 /// How a known tensor of floats was quantized: `scale * code`, zero is code 0.
@@ -217,8 +274,31 @@ mod tests {
         let stored = quant(&[2, 3, 5, 5], &[1, 3, 5, 5], &[1.0, 2.0]);
         let matrix = stored.reshaped(&[2, 75]).unwrap().transposed(&[1, 0]).unwrap().of_matrix().unwrap();
         assert_eq!((matrix.group, matrix.scales), (None, vec![1.0, 2.0]));
-        assert_eq!(stored.reshaped(&[6, 25]), None);
+        // Three rows of 25 are one channel.
+        let rows = stored.reshaped(&[6, 25]).unwrap().of_matrix().unwrap();
+        assert_eq!((rows.group, rows.scales.len(), rows.scales[25]), (Some(3), 50, 2.0));
         assert_eq!(stored.part(&[1, 3, 5, 5]), None);
+    }
+
+    #[test]
+    fn rows_of_blocks_become_groups_of_rows() {
+        // [groups * N, G] to [groups, N, G], [groups, G, N], [K, N].
+        let scales = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let stored = quant(&[6, 4], &[1, 4], &scales);
+        let turned = stored.reshaped(&[2, 3, 4]).unwrap().transposed(&[0, 2, 1]).unwrap();
+        let matrix = turned.reshaped(&[8, 3]).unwrap().of_matrix().unwrap();
+        assert_eq!((matrix.group, &matrix.scales[..]), (Some(4), &scales[..]));
+    }
+
+    #[test]
+    fn cells_that_would_fall_apart_are_given_up() {
+        let stored = quant(&[4, 6], &[2, 3], &[1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(stored.reshaped(&[24]), None);
+        assert_eq!(stored.reshaped(&[3, 8]), None);
+        assert_eq!(stored.reshaped(&[4, 2, 3]).unwrap().grid, Grid::new(vec![4, 2, 3], vec![2, 1, 3]));
+        let cut_off = quant(&[2, 5], &[2, 3], &[1.0, 2.0]);
+        assert_eq!(cut_off.reshaped(&[10]), None);
+        assert_eq!(cut_off.reshaped(&[2, 1, 5]).unwrap().grid, Grid::new(vec![2, 1, 5], vec![2, 1, 3]));
     }
 
     #[test]

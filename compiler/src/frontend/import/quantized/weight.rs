@@ -8,8 +8,9 @@ use super::{
     parameters::Parameters,
 };
 
-/// Constants above this size become numbers when they are read, not before.
-const MAX_COMPUTED_BYTES: usize = 16 << 20;
+/// Constants above this size become numbers when they are read, not before: as
+/// `f32` they are several times as large as in the file.
+const MAX_COMPUTED_BYTES: usize = 64 << 10;
 
 /// Codes looked at in one go.
 const CHUNK: usize = 1 << 16;
@@ -97,15 +98,17 @@ pub(super) struct Wide {
 }
 
 /// The scheme of codes minus zero points. Layers have 4-bit and 8-bit weights
-/// around zero.
+/// around zero; 8-bit integers that hold 4-bit codes, as operator sets without
+/// 4-bit types need, are 4-bit codes.
 pub(super) fn centered_scheme(
     dequantized: &Dequantized,
     scheme: QuantScheme,
 ) -> Result<Result<QuantScheme, Wide>, ConstError> {
-    let lanes = |bits: u8| QuantScheme::signed(if bits <= 4 { 4 } else { 8 });
-    if scheme.signed && scheme.bits <= 8 && dequantized.zeros.iter().all(|&zero| zero == 0) {
-        return Ok(Ok(lanes(scheme.bits)));
+    let is_symmetric = scheme.signed && dequantized.zeros.iter().all(|&zero| zero == 0);
+    if is_symmetric && scheme.bits <= 4 {
+        return Ok(Ok(QuantScheme::signed(4)));
     }
+    let fits = |scheme: QuantScheme, lo: i64, hi: i64| i64::from(scheme.lo()) <= lo && hi <= i64::from(scheme.hi());
     let n = dequantized.codes.ty.n_elements();
     let (mut lo, mut hi) = (0, 0);
     for start in (0..n).step_by(CHUNK) {
@@ -114,7 +117,10 @@ pub(super) fn centered_scheme(
             let centered = dequantized.centered(i, code);
             (lo, hi) = (lo.min(centered), hi.max(centered));
         }
+        if is_symmetric && scheme.bits <= 8 && !fits(QuantScheme::signed(4), lo, hi) {
+            return Ok(Ok(QuantScheme::signed(8)));
+        }
     }
-    let fits = |scheme: &QuantScheme| i64::from(scheme.lo()) <= lo && hi <= i64::from(scheme.hi());
-    Ok([lanes(scheme.bits), QuantScheme::signed(8)].into_iter().find(fits).ok_or(Wide { lo, hi }))
+    let schemes = [4, 8].map(QuantScheme::signed);
+    Ok(schemes.into_iter().find(|&scheme| fits(scheme, lo, hi)).ok_or(Wide { lo, hi }))
 }
