@@ -25,6 +25,7 @@ pub mod fold_normalizer;
 pub mod fuse_linear_act;
 pub mod hoist_functions;
 pub mod insert_fake_quant;
+pub mod join;
 pub mod keep_cache;
 pub mod lift_attention;
 pub mod lift_fake_quant;
