@@ -405,7 +405,10 @@ fn a_policy_file_gives_bounds_and_refuses_slips() {
     assert!(code == 4 && said.contains("did you mean `actions.bounds`?"), "{code} {said}");
     std::fs::write(&file, "[chunk]\nlength = 10").unwrap();
     let (code, said) = bad(folder.path(), &compile);
-    assert!(code == 3 && said.contains("`chunk` is not supported"), "{code} {said}");
+    assert!(code == 2 && said.contains("output `action` [1, 3] holds 1 actions"), "{code} {said}");
+    std::fs::write(&file, "[actions]\nunnormalize = {}").unwrap();
+    let (code, said) = bad(folder.path(), &compile);
+    assert!(code == 3 && said.contains("`actions.unnormalize` is not supported"), "{code} {said}");
 }
 
 #[test]
