@@ -16,6 +16,9 @@
 //! # sample, timestep, output: names, guessed; prediction = "epsilon" | "sample" | "v_prediction";
 //! # train_steps = 100, beta_schedule = "squaredcos_cap_v2" | "linear" | "scaled_linear", beta_start, beta_end,
 //! # spacing = "leading" | "trailing" | "linspace", clip = 1.0 (0: none); of flows start = 1.0, end = 0.0
+//! [stages]                               # later models read outputs of earlier ones
+//! then = ["denoise.onnx"]                # behind the model that is compiled
+//! wires = { cond = "features" }          # input of a stage = output before it; equal names need none
 //! [actions]
 //! bounds = [[-1, 1], [-0.5, 0.5]]        # one pair an action, or one for all
 //! [map]
@@ -37,7 +40,7 @@ use crate::pipeline::{ChunkChoice, HeadChoice, HeadKind, SamplerChoice, StateCho
 /// The most that is read of a file.
 const MAX_BYTES: u64 = 1 << 20;
 /// Tables and the keys that they may have; true if this version uses the key.
-const KNOWN: [(&str, &[(&str, bool)]); 6] = [
+const KNOWN: [(&str, &[(&str, bool)]); 7] = [
     ("policy", &[("head", true), ("outputs", true), ("state", true), ("control_rate_hz", true)]),
     ("chunk", &[("length", true), ("execute", true), ("ensemble", true)]),
     (
@@ -60,11 +63,12 @@ const KNOWN: [(&str, &[(&str, bool)]); 6] = [
         ],
     ),
     ("observations", &[]),
+    ("stages", &[("then", true), ("wires", true)]),
     ("actions", &[("bounds", true), ("unnormalize", false)]),
     ("map", &[]),
 ];
 /// Tables that this version uses.
-const USED: [&str; 5] = ["policy", "chunk", "sampler", "actions", "map"];
+const USED: [&str; 6] = ["policy", "chunk", "sampler", "stages", "actions", "map"];
 /// Heads that this version does not train.
 const LATER_HEADS: [&str; 5] = ["tanh-gaussian", "beta", "mixture", "categorical", "bins"];
 
@@ -81,6 +85,10 @@ pub struct Policy {
     pub sampler: Option<SamplerChoice>,
     /// What is kept from step to step; guessed if nothing is said.
     pub states: Option<StateChoice>,
+    /// Models behind the first one; relative paths are those of the file.
+    pub then: Vec<PathBuf>,
+    /// Input of a later stage to output of an earlier one, where names differ.
+    pub wires: BTreeMap<String, String>,
     /// Smallest and largest action: one pair an action, or one for all.
     pub bounds: Vec<(f64, f64)>,
     /// Input of the model to array of the data.
@@ -254,6 +262,18 @@ impl Policy {
                     sampler.numbers.insert(key_alone.to_owned(), x);
                 }
             }
+            "stages.then" => {
+                let names = value.as_array().map(|names| names.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
+                let names = names.flatten().ok_or_else(|| file.wrong(key, "a list of file names"))?;
+                let folder = file.path.parent().unwrap_or(Path::new(""));
+                self.then = names.into_iter().map(|name| folder.join(name)).collect();
+            }
+            "stages.wires" => {
+                let wires = value.as_table().ok_or_else(|| file.wrong(key, "a table of input = \"output\""))?;
+                for (input, output) in wires {
+                    self.wires.insert(input.clone(), file.text(&format!("{key}.{input}"), output)?);
+                }
+            }
             "chunk.length" => self.chunk().length = Some(count(value).ok_or_else(|| file.wrong(key, COUNT))?),
             "chunk.execute" => self.chunk().execute = Some(count(value).ok_or_else(|| file.wrong(key, COUNT))?),
             "chunk.ensemble" => {
@@ -392,6 +412,9 @@ mod tests {
             "[policy]\nstate = [{ in = \"h\" }]",
             "[sampler]\nkind = 1",
             "[sampler]\nsteps = \"ten\"",
+            "[stages]\nthen = \"b.onnx\"",
+            "[stages]\nthen = [1]",
+            "[stages]\nwires = [\"a\"]",
             "[actions]\nbounds = [[1, -1]]",
             "[actions]\nbounds = []",
             "[map]\nobs = 1",

@@ -77,6 +77,7 @@ fn hopper(precision: Precision) -> Vec<u8> {
         n_calibration: 64,
         seed: 0,
         training: None,
+        stages: Vec::new(),
         policy: qailc::policy::Policy::default(),
     };
     pipeline::compile(&fixture("hopper/hopper_expert.onnx"), &options, &mut Silent).unwrap().bytes.to_vec()

@@ -110,6 +110,7 @@ fn compile(folder: &Path, precision: Precision) -> Built {
         map: DemoMap::default(),
         n_calibration: 100,
         seed: 0,
+        stages: Vec::new(),
         policy: qailc::policy::Policy::default(),
         training: None,
     };

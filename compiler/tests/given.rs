@@ -26,6 +26,7 @@ fn options() -> BuildOptions {
         map: DemoMap::default(),
         n_calibration: 0,
         seed: 0,
+        stages: Vec::new(),
         policy: qailc::policy::Policy::default(),
         training: None,
     }

@@ -59,6 +59,7 @@ fn compile(case: &Case, precision: Precision, edge_bits: u8) -> Built {
         map: DemoMap::default(),
         n_calibration: 512,
         seed: 0,
+        stages: Vec::new(),
         policy: qailc::policy::Policy::default(),
         training: None,
     };

@@ -88,6 +88,7 @@ fn images_and_commands_compile_in_every_precision() {
             map: DemoMap::default(),
             n_calibration: 100,
             seed: 0,
+            stages: Vec::new(),
             policy: qailc::policy::Policy::default(),
             training: None,
         };

@@ -228,6 +228,7 @@ fn progress_counts_weights_up_to_the_last_one() {
         map: DemoMap::default(),
         n_calibration: 0,
         seed: 0,
+        stages: Vec::new(),
         policy: Policy::default(),
         training: None,
     };

@@ -121,6 +121,7 @@ fn codes_that_agree(model: &str, demos: &str, (precision, edge_bits): (Precision
         map: DemoMap::default(),
         n_calibration: 512,
         seed: 0,
+        stages: Vec::new(),
         policy: qailc::policy::Policy::default(),
         training: (steps > 0).then_some(training),
     };

@@ -52,7 +52,9 @@ pub enum JoinError {
         name: String,
     },
     /// A stage that reads nothing of the stages before.
-    #[error("stage `{name}` reads no output of the stages before it; wire one of its inputs {inputs} to one of {known}")]
+    #[error(
+        "stage `{name}` reads no output of the stages before it; wire one of its inputs {inputs} to one of {known}"
+    )]
     Apart {
         /// Name of the stage.
         name: String,

@@ -27,6 +27,9 @@ use crate::{
 pub(super) struct ModelArgs {
     /// The model: an ONNX file.
     pub(super) model: PathBuf,
+    /// A model behind the first one, which reads its outputs: another stage of the policy, in order.
+    #[arg(long, value_name = "FILE")]
+    then: Vec<PathBuf>,
     /// Extent of a symbolic dimension; `batch` is 1 unless said otherwise.
     #[arg(long = "dim", value_name = "NAME=N")]
     pub(super) dims: Vec<Pair<usize>>,
@@ -141,6 +144,7 @@ pub(super) fn build_options(model: &ModelArgs, data: &DataArgs, quant: &QuantArg
         map,
         n_calibration,
         seed: quant.seed,
+        stages: if model.then.is_empty() { policy.then.clone() } else { model.then.clone() },
         policy,
         training: None,
     })

@@ -232,6 +232,7 @@ fn load(path: &Path, args: &Args, control: Option<&Control>, terminal: &Terminal
             map: DemoMap::default(),
             n_calibration: 0,
             seed: 0,
+            stages: said.then.clone(),
             policy: said.clone(),
             training: None,
         };

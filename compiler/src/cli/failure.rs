@@ -156,6 +156,7 @@ fn exit_of_pipeline(error: &PipelineError) -> Exit {
         | PipelineError::Method { .. }
         | PipelineError::Bounds { .. }
         | PipelineError::Chunk { .. }
+        | PipelineError::Stages(_)
         | PipelineError::Sampler { .. }
         | PipelineError::State { .. } => Exit::Usage,
         PipelineError::Train(error) => exit_of_training(error),

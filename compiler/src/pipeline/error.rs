@@ -82,6 +82,9 @@ pub enum PipelineError {
         /// What does not fit, and what would.
         what: String,
     },
+    /// Stages that do not go together.
+    #[error("the stages do not go together")]
+    Stages(#[from] qail_passes::join::JoinError),
     /// States that do not fit the model.
     #[error("{what}")]
     State {

@@ -19,6 +19,7 @@ mod head;
 mod layers;
 mod made;
 mod sampler;
+mod stages;
 mod state;
 mod training;
 
@@ -57,7 +58,7 @@ use crate::{
     elements::Elements,
     eval::metrics::ActionError,
     files::sha256_of,
-    frontend::{self, ImportOptions},
+    frontend::ImportOptions,
     policy::Policy,
     report::OutputError,
 };
@@ -80,7 +81,9 @@ pub struct BuildOptions {
     pub n_calibration: usize,
     /// Seed of everything random.
     pub seed: u64,
-    /// What the model file does not say.
+    /// Models behind the first one, whose outputs they read.
+    pub stages: Vec<PathBuf>,
+    /// What the model files do not say.
     pub policy: Policy,
     /// How to train; `None` for post-training quantization alone.
     pub training: Option<Training>,
@@ -243,10 +246,7 @@ impl Opened {
 }
 
 fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Opened, PipelineError> {
-    let imported = frontend::import_with(model, &options.import, &mut |done, all| {
-        let [done, all] = [done, all].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        observer.progress("read", done, all);
-    })?;
+    let imported = stages::import(model, options, observer)?;
     let mut teacher = imported.graph;
     let state_note = state::declare(&mut teacher, options.policy.states.as_ref())?;
     let is_quantized = given::accepted(&teacher, options)?;
@@ -413,7 +413,11 @@ pub struct Checked {
 /// # Errors
 /// Whatever [`compile`] would say about the model.
 pub fn check(model: &Path, options: &BuildOptions) -> Result<Checked, PipelineError> {
-    let imported = frontend::import(model, &options.import)?;
+    let mut imported = stages::import(model, options, &mut Silent)?;
+    imported.notes.extend(state::declare(&mut imported.graph, options.policy.states.as_ref())?);
+    let sampler = options.policy.sampler.as_ref().map(|choice| choice.resolve(&imported.graph)).transpose()?;
+    imported.notes.extend(sampler.as_ref().and_then(|(_, note)| note.clone()));
+    let sampler = sampler.map(|(sampler, _)| sampler);
     let samples: Vec<Sample> = (0..2).map(|seed| random_sample(&imported.graph, seed)).collect::<Result<_, _>>()?;
     let is_quantized = given::accepted(&imported.graph, options)?;
     if let Some(chunk) = &options.policy.chunk {
@@ -422,7 +426,7 @@ pub fn check(model: &Path, options: &BuildOptions) -> Result<Checked, PipelineEr
     }
     let passes = if is_quantized { given_pipeline() } else { default_pipeline(&options.passes) };
     let passed = run_passes(&imported.graph, Some(&samples), passes, options.seed, &mut Silent)?;
-    qail_codegen::build(&passed.graph, &qail_codegen::BuildOptions::default())?;
+    plan_of(&*deployed::deployed(&passed.graph, sampler.as_ref())?, sampler.as_ref(), options.seed)?;
     Ok(Checked {
         precision: if is_quantized { given::PRECISION.to_owned() } else { options.passes.effective() },
         layers: layers::layers(&passed.graph, passed.lowering.as_ref()),
@@ -589,6 +593,7 @@ fn flags(options: &BuildOptions, is_quantized: bool, control: Option<&Control>) 
     flags.extend(
         options.policy.sampler.iter().flat_map(SamplerChoice::to_facts).map(|(key, value)| format!("{key}={value}")),
     );
+    flags.extend(options.policy.wires.iter().map(|(input, output)| format!("wire:{input}={output}")));
     flags.extend(options.policy.states.iter().map(|states| format!("state={states}")));
     flags.extend(options.policy.control_rate_hz.map(|rate| format!("control-rate-hz={rate:?}")));
     // How its actions are given out is part of the artifact, and changes no number.

@@ -22,7 +22,7 @@ use qailc::{
 };
 
 /// A model of a folder, rounded.
-fn compile(folder: &Path, model: &str, precision: Precision, policy: &str) -> Built {
+fn compile(folder: &Path, model: &str, precision: Precision, policy: &str, then: &[&str]) -> Built {
     let options = BuildOptions {
         import: ImportOptions::default(),
         passes: PipelineOptions::new(precision),
@@ -30,6 +30,7 @@ fn compile(folder: &Path, model: &str, precision: Precision, policy: &str) -> Bu
         map: DemoMap::default(),
         n_calibration: 64,
         seed: 3,
+        stages: then.iter().map(|name| folder.join(name)).collect(),
         policy: Policy::parse(Path::new("policy.toml"), policy).unwrap(),
         training: None,
     };

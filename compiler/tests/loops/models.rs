@@ -170,3 +170,12 @@ pub(crate) fn decoder(path: &Path) {
     make.layer("joined", "action", [8, 2], false);
     make.write(path);
 }
+
+/// The first stage of a policy: features of an observation.
+pub(crate) fn encoder(path: &Path) {
+    let mut make = Maker::new(&[("obs", data_type::FLOAT, &[1, 3])], &["features"]);
+    make.numbers = Numbers(23);
+    make.layer("obs", "hidden", [3, 6], true);
+    make.layer("hidden", "features", [6, 3], false);
+    make.write(path);
+}

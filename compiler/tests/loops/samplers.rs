@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::{
     close, compile, devices,
-    models::{Numbers, denoiser, record},
+    models::{Numbers, denoiser, encoder, record},
     run, session,
     support::command,
 };
@@ -76,7 +76,7 @@ fn an_artifact_is_the_loop_written_out() {
         }
     }
     let expected: Vec<f32> = x.iter().map(|&x| x as f32).collect();
-    let built = compile(folder.path(), "policy.onnx", Precision::F32, DDIM);
+    let built = compile(folder.path(), "policy.onnx", Precision::F32, DDIM, &[]);
     for device in devices() {
         let found = run(&mut session(&built, device), &[&cond, &noise], "action");
         close(&found, &expected, 1e-4, &format!("{device}"));
@@ -94,7 +94,7 @@ fn a_flow_is_followed_from_noise_to_action() {
         x.iter_mut().zip(&v).for_each(|(x, v)| *x -= 0.25 * v);
     }
     let expected: Vec<f32> = x.iter().map(|&x| x as f32).collect();
-    let built = compile(folder.path(), "policy.onnx", Precision::F32, FLOW);
+    let built = compile(folder.path(), "policy.onnx", Precision::F32, FLOW, &[]);
     close(&run(&mut session(&built, DeviceSpec::Cpu(None)), &[&cond, &noise], "action"), &expected, 1e-4, "flow");
 }
 
@@ -104,7 +104,7 @@ fn every_turn_agrees_in_every_code_on_every_device() {
     for (is_flow, policy) in [(false, DDIM), (true, FLOW)] {
         let folder = folder(is_flow);
         for precision in [Precision::W8A8, Precision::W4A4] {
-            let built = compile(folder.path(), "policy.onnx", precision, policy);
+            let built = compile(folder.path(), "policy.onnx", precision, policy, &[]);
             let graph = built.quantized.deployed().unwrap();
             // The encoder runs once, and what the time alone decides not at all.
             let entry = &built.manifest.entries[0];
@@ -136,6 +136,48 @@ fn every_turn_agrees_in_every_code_on_every_device() {
             }
         }
     }
+}
+
+#[test]
+fn stages_are_one_policy_whose_encoder_runs_once() {
+    let (noise, obs) = given();
+    let folder = folder(true);
+    encoder(&folder.path().join("encoder.onnx"));
+    let alone = compile(folder.path(), "policy.onnx", Precision::F32, FLOW, &[]);
+    record(&folder.path().join("demos.npz"), "obs");
+    let stages = format!("{FLOW}\n[stages]\nthen = [\"policy.onnx\"]\nwires = {{ cond = \"features\" }}");
+    std::fs::write(folder.path().join("policy.toml"), stages).unwrap();
+    let options = frontend::ImportOptions::default();
+    let encoder = frontend::import(&folder.path().join("encoder.onnx"), &options).unwrap().graph;
+    let inputs = [("obs".to_owned(), Tensor::f32([1, 3], obs.clone()))].into();
+    let features = interp::run(&encoder, &inputs).unwrap()["features"].as_f32().unwrap().to_vec();
+    let expected = run(&mut session(&alone, DeviceSpec::Cpu(None)), &[&features, &noise], "action");
+    let joined = |precision: Precision| {
+        let policy = format!("{FLOW}\n[stages]\nwires = {{ cond = \"features\" }}");
+        compile(folder.path(), "encoder.onnx", precision, &policy, &["policy.onnx"])
+    };
+    let built = joined(Precision::F32);
+    for device in devices() {
+        let found = run(&mut session(&built, device), &[&obs, &noise], "action");
+        close(&found, &expected, 1e-5, &format!("{device}"));
+    }
+    let steps = &built.manifest.entries[0].steps;
+    let before: Vec<&str> = steps.iter().take_while(|step| step.name != "repeat").map(|s| s.name.as_str()).collect();
+    assert!(before.contains(&"features"), "{before:?}");
+    // Codes cross the border of the stages.
+    let built = joined(Precision::W8A8);
+    let graph = built.quantized.deployed().unwrap();
+    let inputs =
+        [("x".to_owned(), Tensor::f32([1, 4, 2], noise.clone())), ("obs".to_owned(), Tensor::f32([1, 3], obs.clone()))];
+    let expected = interp::run(&graph, &inputs.into()).unwrap()["action"].clone();
+    for device in devices() {
+        let found = run(&mut session(&built, device), &[&obs, &noise], "action");
+        assert_eq!(found, expected.as_f32().unwrap(), "{device}");
+    }
+    // The command line reads the same from the file.
+    let args = ["compile", "encoder.onnx", "-b", "f32", "-o", "policy.qail", "--demos", "demos.npz"];
+    let output = command(folder.path(), &args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

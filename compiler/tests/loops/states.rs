@@ -52,7 +52,7 @@ fn the_state_stays_in_the_session() {
     let observations = observations(&folder);
     let imported = frontend::import(&folder.path().join("policy.onnx"), &frontend::ImportOptions::default()).unwrap();
     for precision in [Precision::F32, Precision::W8A8, Precision::W4A4] {
-        let built = compile(folder.path(), "policy.onnx", precision, "");
+        let built = compile(folder.path(), "policy.onnx", precision, "", &[]);
         assert!(built.quantized.notes.iter().any(|note| note.contains("`h_in` takes over `h_out`")));
         let expected = by_hand(&built.quantized.graph, &observations[..12]);
         if precision == Precision::F32 {
@@ -89,7 +89,7 @@ fn a_decoder_keeps_its_caches_until_they_are_full() {
     writer.add("episode_ends", &[12], &ends).unwrap();
     writer.finish().unwrap();
     for precision in [Precision::F32, Precision::W8A8] {
-        let built = compile(folder.path(), "policy.onnx", precision, "");
+        let built = compile(folder.path(), "policy.onnx", precision, "", &[]);
         let graph = &built.quantized.graph;
         let mut states: BTreeMap<String, Tensor> = BTreeMap::new();
         for state in &graph.states {
@@ -128,8 +128,13 @@ fn a_decoder_keeps_its_caches_until_they_are_full() {
 #[test]
 fn the_caller_may_keep_the_state() {
     let folder = folder();
-    let built =
-        compile(folder.path(), "policy.onnx", Precision::F32, "[policy]\nstate = [{ in = \"h_in\", out = \"h_out\" }]");
+    let built = compile(
+        folder.path(),
+        "policy.onnx",
+        Precision::F32,
+        "[policy]\nstate = [{ in = \"h_in\", out = \"h_out\" }]",
+        &[],
+    );
     let mut kept = session(&built, DeviceSpec::Cpu(None));
     let obs = &observations(&folder)[0];
     let first = run(&mut kept, &[obs], "action");
