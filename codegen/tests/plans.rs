@@ -182,7 +182,13 @@ fn weights_beyond_a_binding_are_left_to_the_device() {
 
 #[test]
 fn values_beyond_a_binding_are_refused() {
-    let message = refused("graph @wide(%x: f32[8192, 4104]) -> (%y) { %y = unary %x {f = relu} : f32[8192, 4104] }");
+    let message = refused(
+        "graph @wide(%x: f32[8192, 1]) -> (%y) {
+           %w = const splat(0.0) : f32[1, 4104]
+           %b = const splat(0.0) : f32[4104]
+           %y = linear %x, %w, %b : f32[8192, 4104]
+         }",
+    );
     assert_snapshot!(message, @"node `y`: size of a buffer in bytes is 134479872, the limit is 134217728");
 }
 
