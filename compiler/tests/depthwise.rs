@@ -56,9 +56,9 @@ fn model() -> Vec<u8> {
     };
     let window = |kernel: i64, stride: i64, pad: i64| {
         vec![
-            AttributeProto::ints("kernel_shape", &[kernel, kernel]),
-            AttributeProto::ints("strides", &[stride, stride]),
-            AttributeProto::ints("pads", &[pad; 4]),
+            AttributeProto::ints("kernel_shape", [kernel, kernel]),
+            AttributeProto::ints("strides", [stride, stride]),
+            AttributeProto::ints("pads", [pad; 4]),
         ]
     };
     let conv = |stride: i64, groups: i64| [window(3, stride, 1), vec![AttributeProto::int("group", groups)]].concat();

@@ -624,7 +624,7 @@ fn a_shape_that_depends_on_data_is_refused() {
 #[test]
 fn an_average_that_leaves_its_padding_out_is_cut_into_parts_of_equal_windows() {
     let pool = |more: Vec<AttributeProto>| {
-        let window = vec![AttributeProto::ints("kernel_shape", &[1, 3]), AttributeProto::ints("pads", &[0, 1, 0, 1])];
+        let window = vec![AttributeProto::ints("kernel_shape", [1, 3]), AttributeProto::ints("pads", [0, 1, 0, 1])];
         Tiny::new(13, &[1, 1, 1, 5]).node("AveragePool", "x", "y", [window, more].concat())
     };
     // Of -2, -1, 0, 1, 2.
