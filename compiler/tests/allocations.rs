@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
+#[path = "loops/models.rs"]
+#[allow(dead_code, reason = "each test crate uses a part of it")]
+mod models;
+
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
@@ -81,6 +85,48 @@ fn hopper(precision: Precision) -> Vec<u8> {
         policy: qailc::policy::Policy::default(),
     };
     pipeline::compile(&fixture("hopper/hopper_expert.onnx"), &options, &mut Silent).unwrap().bytes.to_vec()
+}
+
+/// A run with turns and noise, one with a state, one with caches: nothing is
+/// allocated either.
+#[test]
+fn loops_allocate_nothing() {
+    const SAMPLER: &str = "[sampler]\nkind = \"ddpm\"\nsteps = 4\ntrain_steps = 8";
+    type Write = fn(&Path);
+    let cases: [(Write, &str, &str); 3] = [
+        (|path| models::denoiser(path, false), "cond", SAMPLER),
+        (models::recurrent, "obs", ""),
+        (models::decoder, "obs", ""),
+    ];
+    for (write, input, policy) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("policy.onnx"));
+        models::record(&folder.path().join("demos.npz"), input);
+        for precision in [Precision::F32, Precision::W8A8] {
+            let options = BuildOptions {
+                import: ImportOptions::default(),
+                passes: PipelineOptions::new(precision),
+                // The caches of the decoder are full before an episode ends.
+                demos: (policy == SAMPLER || precision.needs_data()).then(|| folder.path().join("demos.npz")),
+                map: DemoMap::default(),
+                n_calibration: 3,
+                seed: 0,
+                stages: Vec::new(),
+                policy: qailc::policy::Policy::parse(Path::new("policy.toml"), policy).unwrap(),
+                training: None,
+            };
+            let built = pipeline::compile(&folder.path().join("policy.onnx"), &options, &mut Silent).unwrap();
+            let mut session = Session::load(built.bytes.clone(), DeviceSpec::Cpu(None)).unwrap();
+            let mut action = vec![0.0f32; session.outputs()[0].elements()];
+            let before = CALLS.get();
+            for _ in 0..4 {
+                session.run(&[TensorView::F32(&[0.5, -0.25, 1.0])], &mut [TensorViewMut::F32(&mut action)]).unwrap();
+            }
+            session.reset().unwrap();
+            assert_eq!(CALLS.get() - before, 0, "{input}, {precision}");
+            assert!(action.iter().any(|&x| x != 0.0));
+        }
+    }
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! - *States* are what a step leaves for the next one. The full-precision policy
 //!   runs over the episodes, from zero at the start of each, and what it leaves
-//!   is as good as recorded.
+//!   is as good as recorded. Where an episode is longer than a cache has places,
+//!   it begins anew, as whoever runs the policy must.
 //! - The *noisy action* and the *time* of a denoising step are made of recorded
 //!   actions, see [`Denoise`].
 
@@ -120,6 +121,9 @@ impl Inputs<'_> {
                 if failed.is_err() {
                     return;
                 }
+                if self.is_full(&states) {
+                    states = self.zeros();
+                }
                 if wanted.next_if_eq(&step).is_some() {
                     found.push(states.clone());
                 }
@@ -141,6 +145,14 @@ impl Inputs<'_> {
             Some((state.input.clone(), zero(ty)))
         });
         states.collect()
+    }
+
+    /// True if a state is beyond what a step may begin with.
+    fn is_full(&self, states: &Sample) -> bool {
+        self.graph.states.iter().any(|state| {
+            let largest = states.get(&state.input).and_then(|tensor| tensor.as_ints()?.iter().copied().max());
+            state.limit.zip(largest).is_some_and(|(limit, largest)| largest > limit)
+        })
     }
 
     fn hand_on(&self, outputs: &BTreeMap<String, Tensor>, states: &mut Sample) {
