@@ -110,6 +110,7 @@ fn codes_that_agree(model: &str, demos: &str, (precision, edge_bits): (Precision
     let training = Training {
         method: None,
         options: TrainOptions { steps, evaluate_every: steps, ..TrainOptions::default() },
+        window: 1,
         threads: 1,
         cache_dir: None,
         save: None,

@@ -194,6 +194,9 @@ pub(super) struct TrainArgs {
     /// Threads; the result does not depend on it. Default: as many as there are cores.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     threads: Option<u64>,
+    /// Steps of an episode over which the states of a recurrent policy are followed (backpropagation through time).
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=256))]
+    bptt: u64,
     /// Stop training after so many seconds and keep the best. The result then depends on the clock.
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     time_budget: Option<f64>,
@@ -224,6 +227,7 @@ impl TrainArgs {
                 evaluate_every: self.eval_every,
                 ..TrainOptions::default()
             },
+            window: usize::try_from(self.bptt).unwrap_or(1),
             threads: self.threads.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(cores),
             cache_dir,
             save: None,

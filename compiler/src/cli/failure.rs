@@ -175,9 +175,11 @@ fn exit_of_pipeline(error: &PipelineError) -> Exit {
 fn exit_of_training(error: &TrainError) -> Exit {
     match error {
         TrainError::Diverged { .. } | TrainError::Lost { .. } => Exit::AccuracyGate,
-        TrainError::Parameter(_) | TrainError::Loss(_) | TrainError::Gradient(_) | TrainError::Exec(_) => {
-            Exit::Unsupported
-        }
+        TrainError::Parameter(_)
+        | TrainError::Unroll(_)
+        | TrainError::Loss(_)
+        | TrainError::Gradient(_)
+        | TrainError::Exec(_) => Exit::Unsupported,
         TrainError::Interp(_)
         | TrainError::NoColumn { .. }
         | TrainError::NoOutput { .. }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, ops::Range, path::Path};
 use qail_ir::{DType, Elem, Graph, TensorType, interp::Tensor};
 use qail_train::batches::{Column, MAX_BYTES, Rows, Windows};
 
-use super::{Inputs, PipelineError};
+use super::{Inputs, PipelineError, made};
 use crate::data::{DataError, DemoMap, Demos, Field, StepReader};
 
 /// Named tensors of one step.
@@ -108,6 +108,19 @@ impl TrainingRows {
         let actions = demos.actions().map_or(0, numbers).saturating_mul(inputs.window.unwrap_or(1));
         let per_step = per_step.saturating_add(actions.saturating_mul(2)).max(1).saturating_mul(size_of::<f32>());
         let n_steps = train.iter().map(Range::len).sum();
+        if let n @ 2.. = inputs.follow {
+            // Windows that are spread evenly, and never more than fit.
+            let some = |episodes: &[Range<usize>], most: usize| {
+                let starts = made::starts(episodes, n);
+                let most = (most / n).clamp(1, starts.len().max(1));
+                let each = |i: usize| starts.get(i * starts.len() / most).copied();
+                (0..most).filter_map(each).collect::<Vec<usize>>()
+            };
+            let held_out = inputs.rows(demos, &some(held, n_held_out))?;
+            let train = some(train, MAX_BYTES / per_step);
+            let n_steps = train.len();
+            return Ok(Self { train: inputs.rows(demos, &train)?, held_out, n_steps });
+        }
         let train = inputs.rows(demos, &spread(train, MAX_BYTES / per_step))?;
         Ok(Self { train, held_out: inputs.rows(demos, &spread(held, n_held_out))?, n_steps })
     }

@@ -7,7 +7,7 @@
 //! - The *noisy action* and the *time* of a denoising step are made of recorded
 //!   actions, see [`Denoise`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use qail_ir::{
     DType, Elem, Graph, TensorType,
@@ -33,11 +33,13 @@ pub struct Inputs<'a> {
     pub denoise: Option<&'a Denoise>,
     /// Actions in a chunk, if one action a step was recorded for it.
     pub window: Option<usize>,
+    /// Steps of an episode in a row to train on.
+    pub follow: usize,
 }
 
 impl<'a> From<&'a Graph> for Inputs<'a> {
     fn from(graph: &'a Graph) -> Self {
-        Self { graph, denoise: None, window: None }
+        Self { graph, denoise: None, window: None, follow: 1 }
     }
 }
 
@@ -78,7 +80,10 @@ impl Inputs<'_> {
     /// Columns of ascending steps, in the order of the inputs; what becomes noise
     /// in each step of training is zero.
     pub(super) fn rows(&self, demos: &Demos, steps: &[usize]) -> Result<Rows, PipelineError> {
-        let mut rows = rows(demos, steps, self.window)?;
+        let mut rows = match self.follow {
+            0 | 1 => rows(demos, steps, self.window)?,
+            follow => followed(demos, steps, follow)?,
+        };
         if self.graph.inputs().iter().all(|&id| self.is_recorded(&self.graph.node(id).name)) {
             return Ok(rows);
         }
@@ -162,6 +167,32 @@ impl Inputs<'_> {
             }
         }
     }
+}
+
+/// The first step of each window of `n` steps: windows of an episode lie one
+/// behind the other.
+pub(super) fn starts(episodes: &[Range<usize>], n: usize) -> Vec<usize> {
+    episodes.iter().flat_map(|episode| episode.clone().step_by(n.max(1))).collect()
+}
+
+/// Rows of `n` steps each, from ascending ones on: beyond the end of its episode
+/// a row repeats the last step, and those do not count.
+fn followed(demos: &Demos, starts: &[usize], n: usize) -> Result<Rows, PipelineError> {
+    let mut followed = rows(demos, starts, Some(n))?;
+    // Of a window the recorded steps are those that its actions are of.
+    let Some(windows) = followed.windows.clone() else { return Ok(followed) };
+    let mut steps: Vec<usize> = Vec::new();
+    for (&start, &count) in starts.iter().zip(&windows.counts) {
+        let first = steps.last().map_or(start, |&last| start.max(last + 1));
+        steps.extend(first..start + count);
+    }
+    let all = rows(demos, &steps, None)?;
+    for (column, all) in followed.observations.iter_mut().zip(&all.observations) {
+        column.row_len = all.row_len.saturating_mul(n);
+        column.data.clear();
+        (0..starts.len()).for_each(|row| windows.gather(all, row, &mut column.data, &mut Vec::new()));
+    }
+    Ok(followed)
 }
 
 /// A tensor of zeros.

@@ -235,9 +235,17 @@ impl Opened {
         (length > 1 && self.n_actions() == Some(n)).then_some(length)
     }
 
+    /// Steps over which the states are followed in training: 1 without states,
+    /// with caches, whose places are given, and where a row is a chunk already.
+    fn followed(&self, window: usize) -> usize {
+        let is_recurrent = !self.teacher.states.is_empty()
+            && self.teacher.states.iter().all(|state| state.limit.is_none() && state.element_axis.is_some());
+        if is_recurrent && self.window().is_none() && self.denoise.is_none() { window.max(1) } else { 1 }
+    }
+
     /// How the inputs come from the data.
     fn inputs(&self) -> Inputs<'_> {
-        Inputs { graph: &self.teacher, denoise: self.denoise.as_ref(), window: self.window() }
+        Inputs { graph: &self.teacher, denoise: self.denoise.as_ref(), window: self.window(), follow: 1 }
     }
 
     fn samples(&self) -> Option<&dyn Samples> {
@@ -280,7 +288,7 @@ fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Re
         }
     }
     if let Some(path) = &options.demos {
-        let inputs = Inputs { graph: &opened.teacher, denoise: opened.denoise.as_ref(), window: None };
+        let inputs = Inputs { denoise: opened.denoise.as_ref(), ..Inputs::from(&opened.teacher) };
         opened.demos = Some(demonstrations::open(path, inputs, &options.map)?);
         let failed = |source| PipelineError::Read { path: path.clone(), source };
         opened.data_sha256 = sha256_of(path).map_err(failed)?;

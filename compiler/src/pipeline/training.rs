@@ -22,8 +22,8 @@ use qail_train::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    BuildOptions, Demonstrations, Observer, Opened, PipelineError, Quantized, SamplerChoice, TrainingRows, compare,
-    control,
+    BuildOptions, Demonstrations, Inputs, Observer, Opened, PipelineError, Quantized, SamplerChoice, TrainingRows,
+    compare, control,
     deployed::{deployed, judged},
     flags, head, plan_of, run_passes,
 };
@@ -48,6 +48,8 @@ pub struct Training {
     pub method: Option<Method>,
     /// What the result depends on; its method is ignored.
     pub options: TrainOptions,
+    /// Steps of an episode over which the states of a recurrent policy are followed.
+    pub window: usize,
     /// Threads, which the result does not depend on.
     pub threads: usize,
     /// Where finished runs are looked for and kept.
@@ -173,7 +175,8 @@ pub(super) fn trained(
     if let Some(resumed) = &resumed {
         same_run(resumed, &facts)?;
     }
-    let rows = TrainingRows::read(demos, opened.inputs(), super::N_HELD_OUT)?;
+    let window = opened.followed(training.window);
+    let rows = TrainingRows::read(demos, Inputs { follow: window, ..opened.inputs() }, super::N_HELD_OUT)?;
     let n_train = rows.train.n_rows();
     if n_train < rows.n_steps {
         let n = rows.n_steps;
@@ -189,6 +192,7 @@ pub(super) fn trained(
         train,
         held_out,
         denoise: opened.denoise.clone(),
+        window,
         samples: demonstrations.get(..N_UNIT_SAMPLES.min(demonstrations.len())).unwrap_or_default(),
         options: train_options.clone(),
         threads: training.threads,
@@ -357,6 +361,9 @@ fn facts(
     let mut all_flags = flags(options, false, opened.control.as_ref());
     all_flags.extend(train_options.facts().into_iter().map(|(name, value)| format!("{name}={value}")));
     all_flags.push(format!("head={head}"));
+    if let window @ 2.. = opened.followed(options.training.as_ref().map_or(1, |training| training.window)) {
+        all_flags.push(format!("bptt={window}"));
+    }
     let numbered = all_flags.into_iter().enumerate().map(|(i, flag)| (format!("{FLAG}{i:04}"), flag));
     [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -527,7 +534,7 @@ mod tests {
     use super::*;
 
     fn training(method: Option<Method>) -> Training {
-        Training { method, options: TrainOptions::default(), threads: 1, cache_dir: None, save: None }
+        Training { method, options: TrainOptions::default(), window: 1, threads: 1, cache_dir: None, save: None }
     }
 
     #[test]

@@ -23,7 +23,12 @@ use qailc::{
 
 /// A model of a folder, rounded.
 fn compile(folder: &Path, model: &str, precision: Precision, policy: &str, then: &[&str]) -> Built {
-    let options = BuildOptions {
+    let options = options(folder, precision, policy, then);
+    pipeline::compile(&folder.join(model), &options, &mut Silent).unwrap()
+}
+
+fn options(folder: &Path, precision: Precision, policy: &str, then: &[&str]) -> BuildOptions {
+    BuildOptions {
         import: ImportOptions::default(),
         passes: PipelineOptions::new(precision),
         demos: Some(folder.join("demos.npz")),
@@ -33,8 +38,7 @@ fn compile(folder: &Path, model: &str, precision: Precision, policy: &str, then:
         stages: then.iter().map(|name| folder.join(name)).collect(),
         policy: Policy::parse(Path::new("policy.toml"), policy).unwrap(),
         training: None,
-    };
-    pipeline::compile(&folder.join(model), &options, &mut Silent).unwrap()
+    }
 }
 
 /// The processor and every Vulkan driver.

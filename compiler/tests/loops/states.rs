@@ -8,13 +8,18 @@ use qail_ir::{
 };
 use qail_passes::Precision;
 use qail_runtime::{DeviceSpec, TensorView, TensorViewMut};
-use qailc::{data::Npz, frontend};
+use qail_train::{CpuExecutor, CpuOptions, State, TrainExecutor, options::TrainOptions, unroll};
+use qailc::{
+    data::Npz,
+    frontend,
+    pipeline::{self, BuildOptions, Training},
+};
 use tempfile::TempDir;
 
 use super::{
     close, compile, devices,
     models::{ENDS, decoder, record, recurrent},
-    run, session,
+    options, run, session,
     support::command,
 };
 
@@ -175,4 +180,52 @@ fn recorded_episodes_begin_without_memory() {
     assert_eq!(alone, actions[60..]);
     let said = qailc(&["eval", "policy.qail", "--against", "policy.onnx", "--demos", "demos.npz"]);
     assert!(said.contains("action"), "{said}");
+}
+
+/// Keeps the graph that was trained.
+#[derive(Default)]
+struct Trained(Option<Graph>);
+
+impl pipeline::Observer for Trained {
+    fn progress(&mut self, _: &str, _: usize, _: usize) {}
+
+    fn after_pass(&mut self, pass: &str, graph: &Graph) {
+        if pass == "train" {
+            self.0 = Some(graph.clone());
+        }
+    }
+}
+
+#[test]
+fn training_through_time_computes_what_the_session_computes() {
+    const WINDOW: usize = 5;
+    let folder = folder();
+    let observations = observations(&folder);
+    for precision in [Precision::W8A8, Precision::W4A4] {
+        let training = Training {
+            method: None,
+            options: TrainOptions { steps: 30, batch: 8, evaluate_every: 10, ..TrainOptions::default() },
+            window: WINDOW,
+            threads: 1,
+            cache_dir: None,
+            save: None,
+        };
+        let options = BuildOptions { training: Some(training), ..options(folder.path(), precision, "", &[]) };
+        let mut trained = Trained::default();
+        let built = pipeline::compile(&folder.path().join("policy.onnx"), &options, &mut trained).unwrap();
+        assert!(built.manifest.provenance.as_ref().unwrap().flags.contains(&format!("bptt={WINDOW}")));
+        // The steps of a window as one graph, as training runs it.
+        let graph = trained.0.unwrap();
+        let states = [State { input: "h_in".to_owned(), output: "h_out".to_owned() }];
+        let window = unroll(&graph, &states, WINDOW).unwrap();
+        let mut executor = CpuExecutor::new(&window, &CpuOptions { threads: 1, keep: Vec::new() }).unwrap();
+        let seen = observations[..WINDOW].concat();
+        executor.run(&[("obs", &seen), ("h_in", &[0.0; 6])]).unwrap();
+        let actions = executor.read(window.output_named("action").unwrap()).unwrap().to_vec();
+        let mut session = session(&built, DeviceSpec::Cpu(None));
+        for (step, obs) in observations[..WINDOW].iter().enumerate() {
+            let found = run(&mut session, &[obs], "action");
+            assert_eq!(found, actions[2 * step..2 * step + 2], "{precision}, step {step}");
+        }
+    }
 }

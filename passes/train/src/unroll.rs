@@ -3,11 +3,16 @@
 //!
 //! Weights, their quantizers and whatever else depends on constants alone are
 //! there once, so their gradients are sums over the steps. Everything else is
-//! there once a step. Exact: each step computes what it computed.
+//! there once a step. Exact: each step computes what it computed. Where a state
+//! is rounded when a step reads it, it leaves the integers of the step before as a
+//! number, as it does between two runs of an artifact.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qail_ir::{Concat, Constant, Graph, Input, NodeId, Op, Reshape, Slice, SliceAxis, TensorType, TypeError, ValueId};
+use qail_ir::{
+    Concat, ConstData, Constant, Film, Graph, Input, NodeId, Op, Origin, Reshape, Slice, SliceAxis, TensorType,
+    TypeError, ValueId,
+};
 
 /// Most steps of a window.
 pub const MAX_STEPS: usize = 1024;
@@ -94,6 +99,7 @@ pub fn unroll(graph: &Graph, states: &[State], steps: usize) -> Result<Graph, Un
     };
     unrolled.new.metadata = graph.metadata.clone();
     unrolled.new.batch_axis = graph.batch_axis;
+    unrolled.new.states = graph.states.clone();
     let varies = behind_inputs(graph);
     let mut inputs: BTreeMap<NodeId, ValueId> = BTreeMap::new();
     for &id in graph.inputs() {
@@ -113,7 +119,11 @@ pub fn unroll(graph: &Graph, states: &[State], steps: usize) -> Result<Graph, Un
         for &id in order.iter().filter(|id| varies.contains(id)) {
             match (inputs.get(&id), carried.get(&id)) {
                 (Some(&input), Some(_)) => {
-                    let value = state.get(&id).copied().unwrap_or(input);
+                    let value = match state.get(&id) {
+                        Some(&handed) if is_rounded(graph, id) => unrolled.border(id, handed, step)?,
+                        Some(&handed) => handed,
+                        None => input,
+                    };
                     unrolled.places.insert(id.value(), value);
                 }
                 (Some(&input), None) => unrolled.one_of(id, input, step)?,
@@ -166,6 +176,11 @@ fn carried(graph: &Graph, states: &[State]) -> Result<BTreeMap<NodeId, ValueId>,
     Ok(carried)
 }
 
+/// True if a quantizer reads an input.
+fn is_rounded(graph: &Graph, input: NodeId) -> bool {
+    graph.users(input.value()).iter().any(|(user, _)| matches!(graph.node(*user).op, Op::FakeQuant(_)))
+}
+
 /// Inputs and what depends on them.
 fn behind_inputs(graph: &Graph) -> BTreeSet<NodeId> {
     let mut varies = BTreeSet::new();
@@ -215,6 +230,15 @@ impl Unrolled<'_> {
         };
         self.places.insert(id.value(), value);
         Ok(())
+    }
+
+    /// The state as a number: `x * 1 + 0`, which no region of codes goes through.
+    fn border(&mut self, id: NodeId, handed: ValueId, step: usize) -> Result<ValueId, UnrollError> {
+        let name = self.old.node(id).name.clone();
+        let number = |x: f64| Constant { ty: TensorType::f32([]), data: ConstData::Splat(x) };
+        let one = self.new.add_const(format!("{name}.one{step}"), number(1.0), Origin::default());
+        let zero = self.new.add_const(format!("{name}.zero{step}"), number(0.0), Origin::default());
+        self.add(id, format!("{name}.t{step}"), Op::Film(Film), &[handed, one, zero])
     }
 
     /// What one step sees of an input.

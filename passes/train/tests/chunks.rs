@@ -107,6 +107,7 @@ impl Policy {
             train,
             held_out,
             denoise: None,
+            window: 1,
             samples: &[],
             options,
             threads: 1,

@@ -52,6 +52,7 @@ fn train(weights: Option<Vec<f32>>) -> (Vec<StepReport>, Vec<f32>) {
         held_out: rows.clone(),
         train: rows,
         denoise: None,
+        window: 1,
         samples: &samples,
         options: TrainOptions { steps: 2, batch: N, ..TrainOptions::default() },
         threads: 1,

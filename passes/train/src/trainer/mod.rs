@@ -55,6 +55,9 @@ pub struct Setup<'a> {
     /// The policy predicts the noise of noisy actions: `rows.actions` are clean
     /// ones, and the inputs that it names get their numbers in each step.
     pub denoise: Option<Denoise>,
+    /// Steps of an episode in a row of `train` and `held_out`, over which the
+    /// states of a recurrent policy are followed; 1 for rows that are steps.
+    pub window: usize,
     /// Some steps to measure the units of biases on.
     pub samples: &'a [BTreeMap<String, Tensor>],
     /// What the result depends on.
@@ -69,6 +72,9 @@ pub enum TrainError {
     /// There is nothing to train, or a constant is unsound.
     #[error(transparent)]
     Parameter(#[from] ParameterError),
+    /// A policy that cannot be followed over several steps.
+    #[error(transparent)]
+    Unroll(#[from] crate::UnrollError),
     /// The loss does not fit the policy.
     #[error(transparent)]
     Loss(#[from] LossError),
@@ -258,13 +264,15 @@ impl Trainer {
     /// A policy without quantized layers or with functions that have no
     /// gradient, and data that does not fit it.
     pub fn new(setup: Setup<'_>) -> Result<Self, TrainError> {
-        let Setup { prepared, teacher, head, train, held_out, denoise, samples, options, threads } = setup;
+        let Setup { prepared, teacher, head, train, held_out, denoise, window, samples, options, threads } = setup;
         if train.n_rows() == 0 || held_out.n_rows() == 0 {
             return Err(TrainError::NoRows);
         }
         let held_out = denoise.as_ref().map_or_else(|| held_out.clone(), |denoise| denoise.noised(&held_out, 0));
         let mut notes = Vec::new();
         let mut parameters = parameters(prepared, samples)?;
+        let (windows, of_teacher) = (unrolled(prepared, window)?, unrolled(teacher, window)?);
+        let (prepared, teacher) = (windows.as_ref().unwrap_or(prepared), of_teacher.as_ref().unwrap_or(teacher));
         let weighting = if train.weights.is_some() { Weighting::All } else { Weighting::None };
         let masked = train.windows.as_ref().map(|windows| windows.length);
         let machine = Machine::new(prepared, &head, &mut parameters, &options, weighting, masked, threads, &mut notes)?;
@@ -509,6 +517,16 @@ impl Trainer {
 }
 
 /// The noise of a run; integers are left as they are.
+/// Several steps of a recurrent policy as one graph; none for one step.
+fn unrolled(graph: &Graph, window: usize) -> Result<Option<Graph>, TrainError> {
+    if window <= 1 {
+        return Ok(None);
+    }
+    let states =
+        graph.states.iter().map(|state| crate::State { input: state.input.clone(), output: state.output.clone() });
+    Ok(Some(crate::unroll(graph, &states.collect::<Vec<_>>(), window)?))
+}
+
 fn noise(train: &Rows, teacher: &Graph, denoise: Option<&Denoise>, options: &TrainOptions) -> Option<Noise> {
     let is_exact = |name: &str| {
         if denoise.is_some_and(|denoise| denoise.sample == name || denoise.timestep == name) {
