@@ -84,7 +84,7 @@ pub enum PipelineError {
     },
     /// Stages that do not go together.
     #[error("the stages do not go together")]
-    Stages(#[from] qail_passes::join::JoinError),
+    Stages(#[source] Box<qail_passes::join::JoinError>),
     /// States that do not fit the model.
     #[error("{what}")]
     State {

@@ -74,7 +74,7 @@ pub enum TrainError {
     Parameter(#[from] ParameterError),
     /// A policy that cannot be followed over several steps.
     #[error(transparent)]
-    Unroll(#[from] crate::UnrollError),
+    Unroll(#[from] Box<crate::UnrollError>),
     /// The loss does not fit the policy.
     #[error(transparent)]
     Loss(#[from] LossError),
@@ -524,7 +524,7 @@ fn unrolled(graph: &Graph, window: usize) -> Result<Option<Graph>, TrainError> {
     }
     let states =
         graph.states.iter().map(|state| crate::State { input: state.input.clone(), output: state.output.clone() });
-    Ok(Some(crate::unroll(graph, &states.collect::<Vec<_>>(), window)?))
+    Ok(Some(crate::unroll(graph, &states.collect::<Vec<_>>(), window).map_err(Box::new)?))
 }
 
 fn noise(train: &Rows, teacher: &Graph, denoise: Option<&Denoise>, options: &TrainOptions) -> Option<Noise> {
