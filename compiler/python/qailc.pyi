@@ -167,6 +167,8 @@ def compile(
     obs_noise: float | None = None,
     eval_every: int | None = None,
     threads: int | None = None,
+    bptt: int | None = None,
+    then: Sequence[_Path] | None = None,
     cache_dir: _Path | None = None,
     observer: str | None = None,
     calibration_samples: int | None = None,

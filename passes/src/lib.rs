@@ -34,7 +34,7 @@ pub mod lift_gelu;
 pub mod lift_hard_swish;
 pub mod lift_mish;
 pub mod lift_normalize;
-mod lift_rope;
+pub mod lift_rope;
 pub mod lift_silu;
 pub mod lift_softmax;
 pub mod lower_quant;

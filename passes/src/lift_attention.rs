@@ -34,7 +34,8 @@ impl Pass for LiftAttention {
             let Some((softmax, v)) = product_of_softmax(graph, id) else { continue };
             match found(graph, softmax, v) {
                 Ok(parts) => {
-                    let origins = pattern::inner_origins(graph, softmax, parts.q);
+                    let made_of: Vec<ValueId> = [parts.q, parts.k].into_iter().chain(parts.mask).collect();
+                    let origins = pattern::inner_origins(graph, softmax, &made_of);
                     let made = build(graph, id, parts)?;
                     // The last of them is in the place of the product; others may not be needed.
                     if let Some(&new) = made.last() {

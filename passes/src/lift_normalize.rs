@@ -42,7 +42,7 @@ impl Pass for LiftNormalize {
                     continue;
                 }
             };
-            let origins = pattern::inner_origins(graph, id.value(), norm.x);
+            let origins = pattern::inner_origins(graph, id.value(), &[norm.x]);
             let op = Normalize { axes: norm.axes, eps: norm.eps, center: norm.center };
             let new = rewrite::replace(graph, id, Op::Normalize(op), &[norm.x])?;
             origins.into_iter().for_each(|origin| graph.merge_origin(new.node, &origin));

@@ -34,7 +34,7 @@ impl Pass for LiftRope {
             let Some(sum) = sum_with_turned(graph, id) else { continue };
             match embedding(graph, id, &sum) {
                 Ok((op, operands)) => {
-                    let origins = pattern::inner_origins(graph, id.value(), sum.turned.x);
+                    let origins = pattern::inner_origins(graph, id.value(), &[sum.turned.x]);
                     let new = rewrite::replace(graph, id, Op::Rope(op), &operands)?;
                     origins.into_iter().for_each(|origin| graph.merge_origin(new.node, &origin));
                     replaced.push(id);

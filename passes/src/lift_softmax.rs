@@ -32,7 +32,7 @@ impl Pass for LiftSoftmax {
                 cx.declined(graph, id, "the sum under its exponentials runs along several axes");
                 continue;
             };
-            let origins = pattern::inner_origins(graph, id.value(), x);
+            let origins = pattern::inner_origins(graph, id.value(), &[x]);
             let new = rewrite::replace(graph, id, Op::Softmax(Softmax { axis, log: false }), &[x])?;
             origins.into_iter().for_each(|origin| graph.merge_origin(new.node, &origin));
             replaced.push(id);

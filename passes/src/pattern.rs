@@ -173,7 +173,7 @@ pub(crate) fn lift_gates(
         if graph.ty(x) != graph.ty(id.value()) {
             continue;
         }
-        let origins = inner_origins(graph, id.value(), x);
+        let origins = inner_origins(graph, id.value(), &[x]);
         let new = rewrite::replace(graph, id, Op::Unary(Unary { f }), &[x])?;
         origins.into_iter().for_each(|origin| graph.merge_origin(new.node, &origin));
         replaced.push(id);
@@ -185,13 +185,13 @@ fn is_product(graph: &Graph, id: NodeId) -> bool {
     matches!(graph.node(id).op, Op::Binary(Binary { f: BinaryFn::Mul | BinaryFn::Div }))
 }
 
-/// Origins of everything between two values.
-pub(crate) fn inner_origins(graph: &Graph, from: ValueId, to: ValueId) -> Vec<qail_ir::Origin> {
+/// Origins of everything between a value and those that it is made of.
+pub(crate) fn inner_origins(graph: &Graph, from: ValueId, to: &[ValueId]) -> Vec<qail_ir::Origin> {
     let mut seen: BTreeMap<NodeId, qail_ir::Origin> = BTreeMap::new();
     let mut queue = vec![from];
     while let Some(value) = queue.pop() {
         let leaf = graph.const_of(value).is_some() || matches!(graph.op(value), Op::Input(_));
-        if value == to || leaf || seen.contains_key(&value.node) || seen.len() > 32 {
+        if to.contains(&value) || leaf || seen.contains_key(&value.node) || seen.len() > 32 {
             continue;
         }
         seen.insert(value.node, graph.node(value.node).origin.clone());

@@ -37,7 +37,7 @@ enum Kind {
 }
 
 /// Keyword, flag, and what it takes.
-const KEYWORDS: [(&str, &str, Kind); 29] = [
+const KEYWORDS: [(&str, &str, Kind); 31] = [
     ("bits", "bits", Kind::One),
     ("demos", "demos", Kind::One),
     ("map", "map", Kind::Pairs),
@@ -57,6 +57,8 @@ const KEYWORDS: [(&str, &str, Kind); 29] = [
     ("obs_noise", "obs-noise", Kind::One),
     ("eval_every", "eval-every", Kind::One),
     ("threads", "threads", Kind::One),
+    ("bptt", "bptt", Kind::One),
+    ("then", "then", Kind::Many),
     ("cache_dir", "cache-dir", Kind::One),
     ("observer", "observer", Kind::One),
     ("calibration_samples", "calibration-samples", Kind::One),
@@ -87,7 +89,7 @@ const KEYWORDS: [(&str, &str, Kind); 29] = [
     signature = (model, out = None, *, progress = None, **options),
     text_signature = "(model, out=None, *, bits=None, demos=None, map=None, edge_bits=None, method=None, seed=None, \
                       steps=None, time_budget=None, batch=None, lr=None, lr_steps=None, loss=None, lambda_=None, \
-                      weight_decay=None, clip=None, ema=None, obs_noise=None, eval_every=None, threads=None, \
+                      weight_decay=None, clip=None, ema=None, obs_noise=None, eval_every=None, threads=None, bptt=None, then=None, \
                       cache_dir=None, observer=None, calibration_samples=None, policy=None, action_output=None, \
                       chunk_length=None, chunk_execute=None, chunk_ensemble=None, outputs=None, dims=None, progress=None)"
 )]

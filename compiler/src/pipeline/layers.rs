@@ -92,11 +92,16 @@ fn weights(node: &Node, k: u64, n: u64) -> Layer {
     Layer { n_weights: k * n, size_before: 4 * (k * n + n), ..bare(node) }
 }
 
+/// Most nodes of the model that a layer is named after.
+const MAX_NAMES: usize = 3;
+
 fn bare(node: &Node) -> Layer {
     let origin: Vec<&str> = node.origin.names().collect();
-    Layer {
-        name: if origin.is_empty() { node.name.clone() } else { origin.join(" + ") },
-        op: node.op.name().to_owned(),
-        ..Layer::default()
-    }
+    // A table is read by people: what many nodes became one is named by the first.
+    let name = match origin.split_at_checked(MAX_NAMES) {
+        _ if origin.is_empty() => node.name.clone(),
+        Some((first, rest)) if !rest.is_empty() => format!("{} + {} more", first.join(" + "), rest.len()),
+        Some(_) | None => origin.join(" + "),
+    };
+    Layer { name, op: node.op.name().to_owned(), ..Layer::default() }
 }

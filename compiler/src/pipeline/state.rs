@@ -5,7 +5,7 @@
 //! note. A pair has one type and the same name but for words such as `in` and
 //! `out`, `prev` and `next`, `past` and `present`, and the output depends on the
 //! input. The only output is never hidden. An output that is its input and one
-//! token more is a cache of keys or values, see [`keep_cache`].
+//! token more is a cache of keys or values, see [`qail_passes::keep_cache`].
 
 use std::{collections::BTreeSet, fmt};
 

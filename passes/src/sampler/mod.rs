@@ -1,7 +1,7 @@
 //! Samplers: a network that predicts noise or a velocity becomes a policy.
 //!
 //! A diffusion or flow policy is exported as one denoising step. [`Sampler::attach`]
-//! appends the update of the sample to such a graph and lets it [repeat](Repeat):
+//! appends the update of the sample to such a graph and lets it [repeat](qail_ir::Repeat):
 //! the sample is carried from turn to turn, and what varies by the turn (the
 //! timestep, the coefficients of the update) is looked up in tables.
 //!
