@@ -10,6 +10,7 @@
 
 mod bounds;
 mod built;
+mod check;
 mod control;
 mod demonstrations;
 mod deployed;
@@ -18,6 +19,7 @@ mod given;
 mod head;
 mod layers;
 mod made;
+mod opened;
 mod sampler;
 mod stages;
 mod state;
@@ -28,19 +30,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use qail_artifact::schema::{Control, Layer, Provenance};
-use qail_ir::{
-    ConstData, Constant,
-    interp::{Interpreter, Tensor},
-};
+use qail_artifact::schema::{Control, Provenance};
+use qail_ir::interp::Interpreter;
 use qail_passes::{
     Note, NoteKind, Pass, PassContext, PassManager, PipelineOptions, Precision, Sampler, Samples, default_pipeline,
     pipeline::given_pipeline, quant::LoweringReport,
 };
 use qail_runtime::{ArtifactBytes, DeviceSpec, LoadOptions, PortInfo, Session, TensorView, TensorViewMut};
-use qail_train::{Head, denoise::Denoise, options::Method};
 
 pub use built::Built;
+pub use check::{Checked, check};
 pub use control::ChunkChoice;
 pub use demonstrations::{Demonstrations, Sample, TrainingRows, open as open_demos};
 pub use error::PipelineError;
@@ -53,13 +52,10 @@ pub use qail_ir::Graph;
 pub use qail_train::trainer::{Evaluation, StepReport};
 pub use training::{Save, Trained, Training, read_checkpoint, train};
 
+use opened::{Opened, open};
+
 use crate::{
-    data::{DemoMap, Demos},
-    elements::Elements,
-    eval::metrics::ActionError,
-    files::sha256_of,
-    frontend::ImportOptions,
-    policy::Policy,
+    data::DemoMap, elements::Elements, eval::metrics::ActionError, frontend::ImportOptions, policy::Policy,
     report::OutputError,
 };
 
@@ -156,161 +152,6 @@ impl Quantized {
     }
 }
 
-/// A model and its data, read and not yet changed.
-struct Opened {
-    teacher: Graph,
-    /// It brings quantizers, which are kept.
-    is_quantized: bool,
-    demos: Option<Demos>,
-    demonstrations: Option<Demonstrations>,
-    name: String,
-    model_sha256: String,
-    data_sha256: String,
-    control: Option<Control>,
-    /// The model is one step of denoising.
-    sampler: Option<Sampler>,
-    denoise: Option<Denoise>,
-    notes: Vec<String>,
-    pass_notes: Vec<Note>,
-}
-
-impl Opened {
-    /// What is done to the model; notes if that was chosen for the user.
-    fn method(&mut self, options: &BuildOptions) -> Result<Method, PipelineError> {
-        if self.is_quantized {
-            return given::method(options);
-        }
-        let Some(training) = &options.training else { return Ok(Method::Ptq) };
-        let has_actions = self.demos.as_ref().is_some_and(|demos| demos.actions().is_some());
-        let precision = options.passes.precision;
-        let (method, note) = training::method(training, precision, has_actions)?;
-        self.notes.extend(note);
-        if training.method.is_none() && !method.trains() && self.demos.is_some() {
-            let why = "keeps float activations: nothing is trained (ptq), the data only measures the error";
-            self.notes.push(format!("{precision} {why}"));
-        }
-        if let Some(weights) = self.demos.as_ref().and_then(Demos::weights).filter(|_| method.trains()) {
-            self.notes.push(format!("array `{}` says how much each step weighs in training", weights.key));
-        }
-        Ok(method)
-    }
-
-    /// Which outputs are the action; a note if that was guessed.
-    fn head(&self, options: &BuildOptions) -> Result<(Head, Option<String>), PipelineError> {
-        if let Some(sampler) = &self.sampler {
-            return Ok((Head::Deterministic { output: sampler.output.clone() }, None));
-        }
-        head::resolve(&self.teacher, &options.policy.head, self.n_actions())
-    }
-
-    /// Length of a recorded action, if there are any.
-    fn n_actions(&self) -> Option<usize> {
-        self.demos.as_ref().and_then(Demos::actions).map(|field| field.info.row_len())
-    }
-
-    /// What a control loop makes of the outputs; a note if that was guessed.
-    /// Nothing if nobody said anything and nothing can be told.
-    fn control(&self, options: &BuildOptions) -> Result<(Option<Control>, Option<String>), PipelineError> {
-        let policy = &options.policy;
-        let is_named = policy.head.outputs.keys().any(|part| part != "log_std");
-        let head = match self.head(options) {
-            Ok((head, _)) => head,
-            Err(_) if policy.chunk.is_none() && !is_named => return Ok((None, None)),
-            Err(error) => return Err(error),
-        };
-        let action = head::action(&head);
-        let (chunk, note) = control::chunk(policy.chunk.as_ref(), &self.teacher, action, self.n_actions())?;
-        let says_something = chunk.is_some() || is_named;
-        // What a control loop gets is what the sampler makes of the prediction.
-        let action = self.sampler.as_ref().map_or(action, |sampler| &sampler.action);
-        Ok((says_something.then(|| Control { action: action.to_owned(), chunk }), note))
-    }
-
-    /// Actions in a chunk, if one action a step was recorded for it.
-    fn window(&self) -> Option<usize> {
-        let Control { action, chunk } = self.control.as_ref()?;
-        let output = self.sampler.as_ref().map_or(action, |sampler| &sampler.output);
-        let output = self.teacher.output_named(output)?;
-        let (length, n) = control::axes(&self.teacher.ty(output).shape).filter(|_| chunk.is_some())?;
-        (length > 1 && self.n_actions() == Some(n)).then_some(length)
-    }
-
-    /// Steps over which the states are followed in training: 1 without states,
-    /// with caches, whose places are given, and where a row is a chunk already.
-    fn followed(&self, window: usize) -> usize {
-        let is_recurrent = !self.teacher.states.is_empty()
-            && self.teacher.states.iter().all(|state| state.limit.is_none() && state.element_axis.is_some());
-        if is_recurrent && self.window().is_none() && self.denoise.is_none() { window.max(1) } else { 1 }
-    }
-
-    /// How the inputs come from the data.
-    fn inputs(&self) -> Inputs<'_> {
-        Inputs { graph: &self.teacher, denoise: self.denoise.as_ref(), window: self.window(), follow: 1 }
-    }
-
-    fn samples(&self) -> Option<&dyn Samples> {
-        self.demonstrations.as_ref().map(|demonstrations| &demonstrations.calibration as &dyn Samples)
-    }
-}
-
-fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Opened, PipelineError> {
-    let imported = stages::import(model, options, observer)?;
-    let mut teacher = imported.graph;
-    let state_note = state::declare(&mut teacher, options.policy.states.as_ref())?;
-    let is_quantized = given::accepted(&teacher, options)?;
-    if options.passes.precision.needs_data() && options.demos.is_none() && !is_quantized {
-        return Err(PipelineError::NeedsData { precision: options.passes.precision });
-    }
-    let mut opened = Opened {
-        teacher,
-        is_quantized,
-        demos: None,
-        demonstrations: None,
-        name: model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
-        model_sha256: imported.sha256,
-        data_sha256: String::new(),
-        control: None,
-        sampler: None,
-        denoise: None,
-        notes: imported.notes,
-        pass_notes: Vec::new(),
-    };
-    opened.notes.extend(state_note);
-    if let Some(choice) = &options.policy.sampler {
-        let (sampler, note) = choice.resolve(&opened.teacher)?;
-        let denoise = Denoise::new(&sampler, options.seed);
-        opened.denoise = Some(denoise.map_err(|error| PipelineError::Sampler { what: error.to_string() })?);
-        opened.sampler = Some(sampler);
-        opened.notes.extend(note);
-        if !options.policy.bounds.is_empty() {
-            let what = "bounds of [actions] cannot go with [sampler]: its `clip` bounds the action";
-            return Err(PipelineError::Sampler { what: what.to_owned() });
-        }
-    }
-    if let Some(path) = &options.demos {
-        let inputs = Inputs { denoise: opened.denoise.as_ref(), ..Inputs::from(&opened.teacher) };
-        opened.demos = Some(demonstrations::open(path, inputs, &options.map)?);
-        let failed = |source| PipelineError::Read { path: path.clone(), source };
-        opened.data_sha256 = sha256_of(path).map_err(failed)?;
-    }
-    if !options.policy.bounds.is_empty() {
-        let (head, _) = opened.head(options)?;
-        bounds::clip(&mut opened.teacher, head::action(&head), &options.policy.bounds)?;
-    }
-    let (control, note) = opened.control(options)?;
-    opened.control = control;
-    opened.notes.extend(note);
-    if let Some(demos) = &opened.demos {
-        let has_actions = demos.actions().is_some();
-        if opened.denoise.is_some() && !has_actions {
-            let what = "a sampler needs recorded actions: the noise that it takes away is added to them";
-            return Err(PipelineError::Sampler { what: what.to_owned() });
-        }
-        opened.demonstrations = Some(Demonstrations::read(demos, opened.inputs(), options.n_calibration, N_HELD_OUT)?);
-    }
-    Ok(opened)
-}
-
 /// Imports a model, trains it if that was asked for, and runs the passes of its
 /// precision.
 ///
@@ -399,61 +240,6 @@ fn run_passes(
         observer.borrow_mut().after_pass(pass.name(), graph);
     })?;
     Ok(Passed { graph, lowering: cx.lowering.take(), notes: std::mem::take(&mut cx.notes) })
-}
-
-/// A model that can be compiled.
-#[derive(Debug)]
-pub struct Checked {
-    /// What would be built, for example `w4a4+e8+o16`.
-    pub precision: String,
-    /// Layers, as the report of a build would list them.
-    pub layers: Vec<Layer>,
-    /// Remarks of the frontend.
-    pub notes: Vec<String>,
-    /// True if compiling needs recorded observations.
-    pub needs_data: bool,
-}
-
-/// Goes all the way to kernels without data: two seeded random observations
-/// stand in for recorded ones, so that every pass and kernel is tried. Their
-/// ranges are thrown away.
-///
-/// # Errors
-/// Whatever [`compile`] would say about the model.
-pub fn check(model: &Path, options: &BuildOptions) -> Result<Checked, PipelineError> {
-    let mut imported = stages::import(model, options, &mut Silent)?;
-    imported.notes.extend(state::declare(&mut imported.graph, options.policy.states.as_ref())?);
-    let sampler = options.policy.sampler.as_ref().map(|choice| choice.resolve(&imported.graph)).transpose()?;
-    imported.notes.extend(sampler.as_ref().and_then(|(_, note)| note.clone()));
-    let sampler = sampler.map(|(sampler, _)| sampler);
-    let samples: Vec<Sample> = (0..2).map(|seed| random_sample(&imported.graph, seed)).collect::<Result<_, _>>()?;
-    let is_quantized = given::accepted(&imported.graph, options)?;
-    if let Some(chunk) = &options.policy.chunk {
-        let (head, _) = head::resolve(&imported.graph, &options.policy.head, None)?;
-        control::chunk(Some(chunk), &imported.graph, head::action(&head), None)?;
-    }
-    let passes = if is_quantized { given_pipeline() } else { default_pipeline(&options.passes) };
-    let passed = run_passes(&imported.graph, Some(&samples), passes, options.seed, &mut Silent)?;
-    plan_of(&*deployed::deployed(&passed.graph, sampler.as_ref())?, sampler.as_ref(), options.seed)?;
-    Ok(Checked {
-        precision: if is_quantized { given::PRECISION.to_owned() } else { options.passes.effective() },
-        layers: layers::layers(&passed.graph, passed.lowering.as_ref()),
-        notes: imported.notes,
-        needs_data: options.passes.precision.needs_data() && !is_quantized,
-    })
-}
-
-/// A seeded random value for every input.
-fn random_sample(graph: &Graph, seed: u64) -> Result<Sample, PipelineError> {
-    let inputs = graph.inputs().iter().map(|&id| {
-        let node = graph.node(id);
-        let ty = node.outputs.first().ok_or_else(|| PipelineError::internal("an input has no type"))?.clone();
-        let constant = Constant { ty, data: ConstData::Rand(seed) };
-        let tensor =
-            Tensor::from_constant(&constant).map_err(|_| PipelineError::internal("random numbers cannot be read"))?;
-        Ok((node.name.clone(), tensor))
-    });
-    inputs.collect()
 }
 
 /// Compiles a model: [`quantize`], then kernels, then the file, whose error
