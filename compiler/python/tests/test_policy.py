@@ -355,6 +355,8 @@ def test_an_exception_in_progress_ends_the_work(tmp_path):
 
 
 def test_ctrl_c_ends_the_work(tmp_path):
+    # A shell starts its background jobs with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
