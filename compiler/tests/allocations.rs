@@ -14,10 +14,10 @@ use std::{
     path::Path,
 };
 
-use qail_passes::{PipelineOptions, Precision};
+use qail_passes::Precision;
 use qail_runtime::{DeviceSpec, Isa, Session, TensorView, TensorViewMut};
 use qailc::{
-    data::{DemoMap, Npz},
+    data::Npz,
     frontend::{ImportOptions, import_bytes},
     pipeline::{self, BuildOptions, Silent},
     qir,
@@ -74,15 +74,9 @@ fn fixture(path: &str) -> std::path::PathBuf {
 
 fn hopper(precision: Precision) -> Vec<u8> {
     let options = BuildOptions {
-        import: ImportOptions::default(),
-        passes: PipelineOptions::new(precision),
         demos: Some(fixture("hopper/hopper_demos.npz")),
-        map: DemoMap::default(),
         n_calibration: 64,
-        seed: 0,
-        training: None,
-        stages: Vec::new(),
-        policy: qailc::policy::Policy::default(),
+        ..BuildOptions::new(precision)
     };
     pipeline::compile(&fixture("hopper/hopper_expert.onnx"), &options, &mut Silent).unwrap().bytes.to_vec()
 }
@@ -104,16 +98,11 @@ fn loops_allocate_nothing() {
         models::record(&folder.path().join("demos.npz"), input);
         for precision in [Precision::F32, Precision::W8A8] {
             let options = BuildOptions {
-                import: ImportOptions::default(),
-                passes: PipelineOptions::new(precision),
                 // The caches of the decoder are full before an episode ends.
                 demos: (policy == SAMPLER || precision.needs_data()).then(|| folder.path().join("demos.npz")),
-                map: DemoMap::default(),
                 n_calibration: 3,
-                seed: 0,
-                stages: Vec::new(),
                 policy: qailc::policy::Policy::parse(Path::new("policy.toml"), policy).unwrap(),
-                training: None,
+                ..BuildOptions::new(precision)
             };
             let built = pipeline::compile(&folder.path().join("policy.onnx"), &options, &mut Silent).unwrap();
             let mut session = Session::load(built.bytes.clone(), DeviceSpec::Cpu(None)).unwrap();

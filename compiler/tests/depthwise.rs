@@ -7,16 +7,12 @@ use std::path::Path;
 
 use prost::Message;
 use qail_ir::{Op, interp::Interpreter};
-use qail_passes::{PipelineOptions, Precision};
+use qail_passes::Precision;
 use qail_runtime::{DeviceSpec, GpuBackend, GpuSpec, Isa, LoadOptions, Session, TensorView, TensorViewMut};
 use qailc::{
-    data::{DemoMap, NpzWriter},
-    frontend::{
-        ImportOptions,
-        proto::{
-            AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
-            data_type,
-        },
+    data::NpzWriter,
+    frontend::proto::{
+        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, data_type,
     },
     pipeline::{self, BuildOptions, Built, Silent},
 };
@@ -103,17 +99,8 @@ fn compile(folder: &Path, precision: Precision) -> Built {
     writer.add("image", &[N_STEPS, IMAGE[0], IMAGE[1], IMAGE[2]], &images).unwrap();
     writer.add("episode_ends", &[2], &[20i64, N_STEPS as i64]).unwrap();
     writer.finish().unwrap();
-    let options = BuildOptions {
-        import: ImportOptions::default(),
-        passes: PipelineOptions::new(precision),
-        demos: Some(folder.join("demos.npz")),
-        map: DemoMap::default(),
-        n_calibration: 100,
-        seed: 0,
-        stages: Vec::new(),
-        policy: qailc::policy::Policy::default(),
-        training: None,
-    };
+    let options =
+        BuildOptions { demos: Some(folder.join("demos.npz")), n_calibration: 100, ..BuildOptions::new(precision) };
     pipeline::compile(&folder.join("separable.onnx"), &options, &mut Silent).unwrap()
 }
 

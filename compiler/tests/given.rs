@@ -9,7 +9,7 @@ use qail_ir::{Graph, Op};
 use qail_passes::{PipelineOptions, Precision};
 use qail_runtime::{DeviceSpec, Session, TensorView, TensorViewMut};
 use qailc::{
-    data::{DemoMap, Npz},
+    data::Npz,
     frontend::{self, ImportOptions},
     pipeline::{self, BuildOptions, PipelineError, Silent},
 };
@@ -20,15 +20,8 @@ fn folder() -> PathBuf {
 
 fn options() -> BuildOptions {
     BuildOptions {
-        import: ImportOptions::default(),
         passes: PipelineOptions { is_default: true, ..PipelineOptions::new(Precision::W4A4) },
-        demos: None,
-        map: DemoMap::default(),
-        n_calibration: 0,
-        seed: 0,
-        stages: Vec::new(),
-        policy: qailc::policy::Policy::default(),
-        training: None,
+        ..BuildOptions::new(Precision::W4A4)
     }
 }
 

@@ -23,7 +23,6 @@ use qail_passes::{PipelineOptions, Precision};
 use qail_runtime::{DeviceSpec, GpuBackend, GpuSpec, Isa, LoadOptions, Session, TensorView, TensorViewMut};
 use qailc::{
     data::{DemoMap, Demos},
-    frontend::ImportOptions,
     pipeline::{self, BuildOptions, Built, Sample, Silent},
 };
 
@@ -53,15 +52,10 @@ fn n_states() -> usize {
 
 fn compile(case: &Case, precision: Precision, edge_bits: u8) -> Built {
     let options = BuildOptions {
-        import: ImportOptions::default(),
         passes: PipelineOptions { edge_bits, ..PipelineOptions::new(precision) },
         demos: Some(fixture(case.demos)),
-        map: DemoMap::default(),
         n_calibration: 512,
-        seed: 0,
-        stages: Vec::new(),
-        policy: qailc::policy::Policy::default(),
-        training: None,
+        ..BuildOptions::new(precision)
     };
     pipeline::compile(&fixture(case.model), &options, &mut Silent).unwrap()
 }

@@ -5,15 +5,11 @@
 use std::{path::Path, process::Command};
 
 use prost::Message;
-use qail_passes::{PipelineOptions, Precision};
+use qail_passes::Precision;
 use qailc::{
-    data::{DemoMap, Npz, NpzWriter, NumberType},
-    frontend::{
-        ImportOptions,
-        proto::{
-            AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
-            data_type,
-        },
+    data::{Npz, NpzWriter, NumberType},
+    frontend::proto::{
+        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, data_type,
     },
     pipeline::{self, BuildOptions, Silent},
 };
@@ -82,15 +78,9 @@ fn images_and_commands_compile_in_every_precision() {
     write_files(folder.path());
     for precision in [Precision::F32, Precision::W8A16, Precision::W4A16, Precision::W8A8, Precision::W4A4] {
         let options = BuildOptions {
-            import: ImportOptions::default(),
-            passes: PipelineOptions::new(precision),
             demos: Some(folder.path().join("demos.npz")),
-            map: DemoMap::default(),
             n_calibration: 100,
-            seed: 0,
-            stages: Vec::new(),
-            policy: qailc::policy::Policy::default(),
-            training: None,
+            ..BuildOptions::new(precision)
         };
         let built = pipeline::compile(&folder.path().join("camera.onnx"), &options, &mut Silent);
         let built = built.unwrap_or_else(|error| panic!("{precision}: {error}"));

@@ -21,18 +21,13 @@ use std::{
 use half::f16;
 use prost::Message;
 use qail_artifact::Artifact;
-use qail_passes::{PipelineOptions, Precision};
+use qail_passes::Precision;
 use qailc::{
-    data::DemoMap,
-    frontend::{
-        ImportOptions,
-        proto::{
-            GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, ValueInfoProto,
-            data_type,
-        },
+    frontend::proto::{
+        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, ValueInfoProto,
+        data_type,
     },
     pipeline::{self, BuildOptions, Graph, Observer},
-    policy::Policy,
 };
 
 /// Where the weights of a chain of layers lie, and how.
@@ -221,17 +216,7 @@ impl Observer for Heard {
 fn progress_counts_weights_up_to_the_last_one() {
     let folder = tempfile::tempdir().unwrap();
     let n_weights = write_chain(folder.path(), &[512, 3000, 600, 512], Stored::Beside);
-    let options = BuildOptions {
-        import: ImportOptions::default(),
-        passes: PipelineOptions::new(Precision::W4A16),
-        demos: None,
-        map: DemoMap::default(),
-        n_calibration: 0,
-        seed: 0,
-        stages: Vec::new(),
-        policy: Policy::default(),
-        training: None,
-    };
+    let options = BuildOptions { ..BuildOptions::new(Precision::W4A16) };
     let mut heard = Heard::default();
     let target = folder.path().join("a.qail");
     let mut built = pipeline::compile_beside(&target, &folder.path().join("model.onnx"), &options, &mut heard).unwrap();

@@ -13,7 +13,6 @@ use qail_passes::{PipelineOptions, Precision, quant::region::Region, rebatch::re
 use qail_train::{CpuExecutor, CpuOptions, TrainExecutor, options::TrainOptions};
 use qailc::{
     data::{DemoMap, Demos},
-    frontend::ImportOptions,
     pipeline::{self, BuildOptions, Quantized, Sample, Training},
 };
 
@@ -116,15 +115,11 @@ fn codes_that_agree(model: &str, demos: &str, (precision, edge_bits): (Precision
         save: None,
     };
     let options = BuildOptions {
-        import: ImportOptions::default(),
         passes: PipelineOptions { edge_bits, trains: true, ..PipelineOptions::new(precision) },
         demos: Some(fixture(demos)),
-        map: DemoMap::default(),
         n_calibration: 512,
-        seed: 0,
-        stages: Vec::new(),
-        policy: qailc::policy::Policy::default(),
         training: (steps > 0).then_some(training),
+        ..BuildOptions::new(precision)
     };
     let mut trained = Trained::default();
     let quantized = pipeline::quantize(&fixture(model), &options, &mut trained).unwrap();

@@ -228,13 +228,9 @@ fn load(path: &Path, args: &Args, control: Option<&Control>, terminal: &Terminal
             },
             // A quantized model is its own reference.
             passes: PipelineOptions { is_default: true, ..PipelineOptions::new(Precision::F32) },
-            demos: None,
-            map: DemoMap::default(),
-            n_calibration: 0,
-            seed: 0,
             stages: said.then.clone(),
             policy: said.clone(),
-            training: None,
+            ..BuildOptions::new(Precision::F32)
         };
         let mut watcher = Watcher::new(terminal, None, None);
         let built = pipeline::compile(path, &options, &mut watcher);

@@ -12,7 +12,7 @@ use super::{
     COMMON_OPSET, ExportError, ExportOptions,
     builder::{Builder, Tensor},
     codes,
-    form::{Bias, CodeTable, Form, Rounded, Rounding, Weights},
+    form::{CodeTable, Form, Rounded, Rounding, Weights},
     functions::emit_clip,
 };
 use crate::frontend::proto::{ModelProto, data_type};
@@ -74,10 +74,6 @@ impl Form for FakeQuant {
 
     fn holds_groups(&self) -> bool {
         false
-    }
-
-    fn bias(&self, builder: &mut Builder, bias: &Bias, out: &str) -> Result<String, ExportError> {
-        builder.f32s(&format!("{out}/bias"), &[bias.codes.len()], &bias.real())
     }
 
     fn lookup(&self, builder: &mut Builder, lookup: &CodeTable<'_>, out: &str) -> Result<Rounded, ExportError> {

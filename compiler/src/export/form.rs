@@ -113,8 +113,10 @@ pub(super) trait Form {
     /// True if groups of rows keep scales of their own in the file.
     fn holds_groups(&self) -> bool;
 
-    /// The real values of a bias.
-    fn bias(&self, builder: &mut Builder, bias: &Bias, out: &str) -> Result<String, ExportError>;
+    /// The real values of a bias: written as such, unless the form keeps its codes.
+    fn bias(&self, builder: &mut Builder, bias: &Bias, out: &str) -> Result<String, ExportError> {
+        builder.f32s(&format!("{out}/bias"), &[bias.codes.len()], &bias.real())
+    }
 
     /// A function of codes.
     fn lookup(&self, builder: &mut Builder, lookup: &CodeTable<'_>, out: &str) -> Result<Rounded, ExportError>;

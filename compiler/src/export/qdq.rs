@@ -18,7 +18,7 @@ use super::{
     ExportError, ExportOptions, OPSET,
     builder::{Builder, Tensor},
     codes,
-    form::{Bias, CodeTable, Form, Rounded, Rounding, Weights},
+    form::{CodeTable, Form, Rounded, Rounding, Weights},
     functions::emit_clip,
 };
 use crate::frontend::proto::{AttributeProto, ModelProto, data_type};
@@ -89,10 +89,6 @@ impl Form for Qdq {
 
     fn holds_groups(&self) -> bool {
         true
-    }
-
-    fn bias(&self, builder: &mut Builder, bias: &Bias, out: &str) -> Result<String, ExportError> {
-        builder.f32s(&format!("{out}/bias"), &[bias.codes.len()], &bias.real())
     }
 
     /// Gather on the codes. The table has 8-bit entries even if its codes have 4.

@@ -85,6 +85,24 @@ pub struct BuildOptions {
     pub training: Option<Training>,
 }
 
+impl BuildOptions {
+    /// A precision and nothing else: no data, so nothing to calibrate on, no
+    /// training, seed 0.
+    pub fn new(precision: Precision) -> Self {
+        Self {
+            import: ImportOptions::default(),
+            passes: PipelineOptions::new(precision),
+            demos: None,
+            map: DemoMap::default(),
+            n_calibration: 0,
+            seed: 0,
+            stages: Vec::new(),
+            policy: Policy::default(),
+            training: None,
+        }
+    }
+}
+
 /// Who hears about the work.
 pub trait Observer {
     /// Work done and work in all, of a named stage.

@@ -12,11 +12,9 @@ mod support;
 
 use std::path::Path;
 
-use qail_passes::{PipelineOptions, Precision};
+use qail_passes::Precision;
 use qail_runtime::{DeviceSpec, GpuBackend, GpuSpec, LoadOptions, Session, TensorView, TensorViewMut};
 use qailc::{
-    data::DemoMap,
-    frontend::ImportOptions,
     pipeline::{self, BuildOptions, Built, Silent},
     policy::Policy,
 };
@@ -29,15 +27,12 @@ fn compile(folder: &Path, model: &str, precision: Precision, policy: &str, then:
 
 fn options(folder: &Path, precision: Precision, policy: &str, then: &[&str]) -> BuildOptions {
     BuildOptions {
-        import: ImportOptions::default(),
-        passes: PipelineOptions::new(precision),
         demos: Some(folder.join("demos.npz")),
-        map: DemoMap::default(),
         n_calibration: 64,
         seed: 3,
         stages: then.iter().map(|name| folder.join(name)).collect(),
         policy: Policy::parse(Path::new("policy.toml"), policy).unwrap(),
-        training: None,
+        ..BuildOptions::new(precision)
     }
 }
 

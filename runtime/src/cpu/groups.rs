@@ -11,9 +11,9 @@ use qail_artifact::{
 };
 
 use super::{
-    integer::Requantizer,
+    integer::Results,
     kernels::Kernels,
-    program::{Prepare, Scratch, ScratchRows, ints_mut},
+    program::{Prepare, Scratch, ScratchRows},
 };
 use crate::{RunError, RuntimeError, memory::HostMemory};
 
@@ -33,8 +33,7 @@ pub(super) struct QGroups {
     /// Bytes of the weights in the file.
     weight: Range<usize>,
     bias: Vec<i32>,
-    /// With the stride of the result, or none for accumulators.
-    requantize: Option<(Requantizer, usize)>,
+    results: Results,
 }
 
 impl QGroups {
@@ -53,10 +52,7 @@ impl QGroups {
         if !fits || k == 0 || n == 0 || !n.is_multiple_of(groups) {
             return Err(internal());
         }
-        let requantize = match &op.requantize {
-            None => None,
-            Some(requantize) => Some((Requantizer::new(cx, requantize, out)?, out.stride)),
-        };
+        let results = Results::new(cx, op.requantize.as_ref(), out, (n, n_padded))?;
         cx.scratch.reserve(0, 2 * n_padded);
         Ok(Self {
             x: op.x as usize,
@@ -70,7 +66,7 @@ impl QGroups {
             channels: n / groups,
             weight,
             bias: cx.ints(op.bias)?,
-            requantize,
+            results,
         })
     }
 
@@ -98,17 +94,7 @@ impl QGroups {
                 let narrow = |b: &[u8]| b.first().map_or(0, |&b| i32::from(b as i8));
                 self.sums::<1>(x, weight, acc, narrow);
             }
-            let outside = RunError::Internal("a row of results lies outside its tensor");
-            match &self.requantize {
-                Some((requantizer, stride)) => {
-                    let out = out.get_mut(row * stride..row * stride + self.n_padded).ok_or(outside)?;
-                    (kernels.requantize)(requantizer, acc, out);
-                }
-                None => {
-                    let out = ints_mut(out)?.get_mut(row * self.n..(row + 1) * self.n).ok_or(outside)?;
-                    out.copy_from_slice(acc.get(..self.n).unwrap_or_default());
-                }
-            }
+            self.results.write(kernels, row, acc, out)?;
         }
         Ok(())
     }

@@ -239,6 +239,45 @@ impl Requantize {
     }
 }
 
+/// Where the accumulators of an integer product go, a row at a time.
+pub(super) struct Results {
+    n: usize,
+    n_padded: usize,
+    /// With the stride of the result, or none for accumulators.
+    requantize: Option<(Requantizer, usize)>,
+}
+
+impl Results {
+    pub(super) fn new(
+        cx: &Prepare<'_>,
+        op: Option<&step::Requantize>,
+        out: &PlanTensor,
+        (n, n_padded): (usize, usize),
+    ) -> Result<Self, RuntimeError> {
+        let requantize = match op {
+            None => None,
+            Some(op) => Some((Requantizer::new(cx, op, out)?, out.stride)),
+        };
+        Ok(Self { n, n_padded, requantize })
+    }
+
+    /// Codes, or the accumulators themselves.
+    pub(super) fn write(&self, kernels: &Kernels, row: usize, acc: &[i32], out: &mut [u8]) -> Result<(), RunError> {
+        let outside = RunError::Internal("a row of results lies outside its tensor");
+        match &self.requantize {
+            Some((requantizer, stride)) => {
+                let out = out.get_mut(row * stride..row * stride + self.n_padded).ok_or(outside)?;
+                (kernels.requantize)(requantizer, acc, out);
+            }
+            None => {
+                let out = ints_mut(out)?.get_mut(row * self.n..(row + 1) * self.n).ok_or(outside)?;
+                out.copy_from_slice(acc.get(..self.n).unwrap_or_default());
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Prepared [`step::QLinear`].
 pub(super) struct QLinear {
     x: usize,
@@ -248,15 +287,13 @@ pub(super) struct QLinear {
     x_stride: usize,
     x_storage: Storage,
     k_padded: usize,
-    n: usize,
     n_padded: usize,
     /// Bytes of the weights in the file.
     weight: Range<usize>,
     dot: Dot,
     /// Padded, less what the dot product adds.
     bias: Vec<i32>,
-    /// With the stride of the result, or none for accumulators.
-    requantize: Option<(Requantizer, usize)>,
+    results: Results,
 }
 
 impl QLinear {
@@ -294,10 +331,7 @@ impl QLinear {
                 *bias = bias.wrapping_sub(sum.wrapping_mul(weight_of_offset));
             }
         }
-        let requantize = match &op.requantize {
-            None => None,
-            Some(requantize) => Some((Requantizer::new(cx, requantize, out)?, out.stride)),
-        };
+        let results = Results::new(cx, op.requantize.as_ref(), out, (n, n_padded))?;
         let planes = if x.storage == Storage::I16 { 2 } else { 0 };
         cx.scratch.reserve(planes * k_padded, 2 * n_padded);
         Ok(Self {
@@ -307,12 +341,11 @@ impl QLinear {
             x_stride: x.stride,
             x_storage: x.storage,
             k_padded,
-            n,
             n_padded,
             weight: cx.section_range(op.weight)?,
             dot,
             bias,
-            requantize,
+            results,
         })
     }
 
@@ -347,17 +380,7 @@ impl QLinear {
                     *acc = acc.wrapping_add(bias);
                 }
             }
-            let outside = RunError::Internal("a row of results lies outside its tensor");
-            match &self.requantize {
-                Some((requantizer, stride)) => {
-                    let out = out.get_mut(row * stride..row * stride + self.n_padded).ok_or(outside)?;
-                    (kernels.requantize)(requantizer, acc, out);
-                }
-                None => {
-                    let out = ints_mut(out)?.get_mut(row * self.n..(row + 1) * self.n).ok_or(outside)?;
-                    out.copy_from_slice(acc.get(..self.n).unwrap_or_default());
-                }
-            }
+            self.results.write(kernels, row, acc, out)?;
         }
         Ok(())
     }

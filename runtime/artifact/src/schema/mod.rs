@@ -7,6 +7,7 @@
 //! reads the operations and a GPU session the dispatches, and both mean the
 //! same. Field numbers are never reused.
 
+mod codes;
 mod control;
 mod rope;
 mod rows;
