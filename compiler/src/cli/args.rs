@@ -127,7 +127,10 @@ fn parse_observer(text: &str) -> Result<Observer, &'static str> {
 /// The options of a build from the flags of a command and from `policy.toml`.
 pub(super) fn build_options(model: &ModelArgs, data: &DataArgs, quant: &QuantArgs) -> Result<BuildOptions, Failure> {
     let n_calibration = data.n_calibration();
-    let policy = policy_of(&model.model, model.policy.as_deref(), model.action_output.as_deref())?;
+    let mut policy = policy_of(&model.model, model.policy.as_deref(), model.action_output.as_deref())?;
+    if !model.then.is_empty() {
+        policy.then.clone_from(&model.then);
+    }
     let mut map = data.mapping();
     for (input, key) in &policy.map {
         map.inputs.entry(input.clone()).or_insert_with(|| key.clone());
@@ -144,7 +147,6 @@ pub(super) fn build_options(model: &ModelArgs, data: &DataArgs, quant: &QuantArg
         map,
         n_calibration,
         seed: quant.seed,
-        stages: if model.then.is_empty() { policy.then.clone() } else { model.then.clone() },
         policy,
         training: None,
     })

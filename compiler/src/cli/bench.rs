@@ -141,21 +141,18 @@ impl Stepper {
     }
 
     /// Something that takes a step again and again, without allocating.
-    fn begin(&mut self) -> Step<'_> {
+    fn begin(&mut self) -> Result<Step<'_>, ControlError> {
         match self {
             Self::Outputs { session, rooms } => {
                 let mut outputs: Vec<TensorViewMut<'_>> = rooms.iter_mut().map(Elements::view_mut).collect();
-                Box::new(move |inputs| {
+                Ok(Box::new(move |inputs| {
                     session.run(inputs, &mut outputs)?;
                     Ok(Acted::Computed)
-                })
+                }))
             }
             Self::Actions { controller, action } => {
-                let mut begun = controller.reset();
-                Box::new(move |inputs| {
-                    std::mem::replace(&mut begun, Ok(()))?;
-                    controller.act(inputs, action)
-                })
+                controller.reset()?;
+                Ok(Box::new(move |inputs| controller.act(inputs, action)))
             }
         }
     }
@@ -240,12 +237,12 @@ struct Times {
 fn measure(args: &Args, stepper: &mut Stepper, states: &States) -> Result<Times, ControlError> {
     // Warm is what computes, also if most steps do not.
     let n_warm_up = N_WARM_UP * stepper.chunk().map_or(1, |chunk| chunk.execute);
-    let mut act = stepper.begin();
+    let mut act = stepper.begin()?;
     for step in 0..n_warm_up {
         act(&states.views(step))?;
     }
     drop(act);
-    let mut act = stepper.begin();
+    let mut act = stepper.begin()?;
     let limit = Duration::from_secs_f64(args.seconds);
     let n_max = args.runs.unwrap_or(u64::MAX);
     let period = args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate.hz));

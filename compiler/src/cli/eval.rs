@@ -120,8 +120,9 @@ fn parse_share(text: &str) -> Result<f64, &'static str> {
 /// Runs the subcommand.
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     // What an artifact says about its actions also holds for the model beside it.
-    let all = [Some(&args.policy), args.against.as_ref()];
-    let control = all.into_iter().flatten().find_map(|path| control_of(path));
+    let (models, artifacts): (Vec<&PathBuf>, Vec<&PathBuf>) =
+        [Some(&args.policy), args.against.as_ref()].into_iter().flatten().partition(|path| is_onnx(path));
+    let control = if models.is_empty() { None } else { artifacts.iter().find_map(|path| control_of(path)) };
     let policy = load(&args.policy, args, control.as_ref(), terminal)?;
     let against = args.against.as_ref().map(|path| load(path, args, control.as_ref(), terminal)).transpose()?;
     let open = args.demos.as_ref().map(|path| run_open(args, path, &policy, against.as_ref(), terminal)).transpose()?;
@@ -191,7 +192,7 @@ fn is_onnx(path: &Path) -> bool {
 /// What an artifact says about its actions. Whatever is wrong with it is said
 /// when it is loaded.
 fn control_of(path: &Path) -> Option<Control> {
-    let bytes = ArtifactBytes::open(path).ok().filter(|_| !is_onnx(path))?;
+    let bytes = ArtifactBytes::open(path).ok()?;
     Artifact::parse(bytes.as_slice()).ok()?.manifest().control.clone()
 }
 
@@ -228,7 +229,6 @@ fn load(path: &Path, args: &Args, control: Option<&Control>, terminal: &Terminal
             },
             // A quantized model is its own reference.
             passes: PipelineOptions { is_default: true, ..PipelineOptions::new(Precision::F32) },
-            stages: said.then.clone(),
             policy: said.clone(),
             ..BuildOptions::new(Precision::F32)
         };

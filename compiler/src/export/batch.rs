@@ -33,7 +33,10 @@ fn by_rows(graph: &Graph, id: NodeId, batch: usize) -> bool {
         | Op::Requantize(_)
         | Op::Lookup(_)
         | Op::Dequantize(_) => true,
-        Op::Binary(_) => operands.iter().all(|&value| broadcasts_over_rows(graph, value, shape.len())),
+        Op::Binary(_) | Op::Compare(_) | Op::Where(_) | Op::Attention(_) | Op::Rope(_) | Op::Film(_) => {
+            operands.iter().all(|&value| broadcasts_over_rows(graph, value, shape.len()))
+        }
+        Op::QAdd(_) => operands.iter().take(2).all(|&value| broadcasts_over_rows(graph, value, shape.len())),
         // The leading axes of both operands are batch axes from rank 3 on.
         Op::MatMul(_) => rank_of(0) > 2 && rank_of(1) == rank_of(0),
         Op::Linear(_) | Op::QLinear(_) | Op::LinearWq(_) => rank_of(0) >= 2,
@@ -45,10 +48,6 @@ fn by_rows(graph: &Graph, id: NodeId, batch: usize) -> bool {
         }
         Op::Concat(concat) => concat.axis != 0 && operands.iter().all(|&value| graph.const_of(value).is_none()),
         Op::Reduce(reduce) => !reduce.axes.contains(&0),
-        Op::Compare(_) | Op::Where(_) | Op::QAdd(_) => {
-            let n_values = if matches!(graph.node(id).op, Op::QAdd(_)) { 2 } else { operands.len() };
-            operands.iter().take(n_values).all(|&value| broadcasts_over_rows(graph, value, shape.len()))
-        }
         // The index is the same for every row.
         Op::Gather(gather) => gather.axis != 0 && operands.get(1).is_some_and(|&index| graph.const_of(index).is_some()),
         Op::ArgReduce(reduce) => reduce.axis != 0,
@@ -56,9 +55,6 @@ fn by_rows(graph: &Graph, id: NodeId, batch: usize) -> bool {
         Op::CumSum(sum) => sum.axis != 0,
         Op::Softmax(softmax) => softmax.axis != 0,
         Op::Normalize(normalize) => !normalize.axes.contains(&0),
-        Op::Attention(_) | Op::Rope(_) | Op::Film(_) => {
-            operands.iter().all(|&value| broadcasts_over_rows(graph, value, shape.len()))
-        }
         Op::QSum(sum) => !sum.axes.contains(&0),
         Op::Unfold(unfold) => unfold.windows.first() == Some(&qail_ir::Window::identity(batch)),
         // Rows are named by number; gradients are not written.

@@ -226,8 +226,8 @@ impl<'g> Export<'g> {
         let (m_a, m_b, shift) = (m_a?, m_b?, shift?.first().copied().unwrap_or(0.0) as i32);
         let a = self.emitter.operand_value(id, 0)?;
         let of_acc = matches!(self.emitter.graph.op(a), Op::QLinear(_));
-        let left = if of_acc {
-            let (acc, layer) = self.layer_behind(id)?;
+        let behind = if of_acc { Some(self.layer_behind(id)?) } else { None };
+        let left = if let Some((acc, layer)) = behind {
             let unit = to.step * 2f64.powi(-shift) / layer.input_codes.step;
             let scales: Vec<f64> =
                 (0..layer.n).map(|at| m_a.get(at % m_a.len().max(1)).copied().unwrap_or(0.0) * unit).collect();
@@ -242,7 +242,7 @@ impl<'g> Export<'g> {
         let b = self.emitter.operand_value(id, 1)?;
         let name = |value: ValueId| self.emitter.graph.node(value.node).name.clone();
         let steps = [a, b].map(|value| self.report.codes.get(&name(value)).map_or(0.0, |info| info.step));
-        let layer = if of_acc { Some(self.layer_behind(id)?.1) } else { None };
+        let layer = behind.map(|(_, layer)| layer);
         let operands = [(name(a), add.zero_a), (name(b), add.zero_b)];
         self.described.add(&to, &out, &rounded.real, operands, (&m_a, &m_b, shift), (steps, layer));
         Ok(self.rounded(id, rounded))

@@ -18,10 +18,10 @@ use qail_ir::{
 use super::{
     ExportError, ExportOptions, OPSET,
     builder::Tensor,
-    emit::{Emitter, onnx_type},
+    emit::Emitter,
     exposed_values, float,
     functions::{Math, emit_binary, emit_clip, emit_unary, is_precise, round_to_f32},
-    shapes, windows,
+    shapes,
 };
 use crate::frontend::proto::{AttributeProto, ModelProto, data_type};
 
@@ -56,10 +56,6 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
     let graph = emitter.graph;
     let out = emitter.name_of(id);
     match &graph.node(id).op {
-        Op::Input(input) => match input.ty.elem {
-            qail_ir::Elem::Plain(dtype) => Ok(Tensor::new(out, onnx_type(dtype))),
-            qail_ir::Elem::Code(_) => Err(emitter.unsupported(id, "a model takes numbers, not codes")),
-        },
         Op::Unary(unary) => {
             let x = emitter.operand(id, 0)?;
             if !is_precise(unary.f) {
@@ -98,13 +94,6 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
             }
             Ok(shapes::emit_reduce(emitter, reduce, &x, &out))
         }
-        Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Concat(_) | Op::Expand(_) | Op::Cast(_) => {
-            let n_operands = graph.operands(id).len();
-            let xs = (0..n_operands).map(|slot| emitter.operand(id, slot)).collect::<Result<Vec<_>, _>>()?;
-            shapes::emit(emitter, id, &xs, &out)
-        }
-        Op::Const(_) => Err(emitter.unsupported(id, "it is written by its readers")),
-        Op::FakeQuant(_) => Err(emitter.unsupported(id, "it has no codes yet; run the pass `lower-quant` first")),
         Op::Quantize(quantize) => emit_quantize(emitter, id, quantize),
         Op::QLinear(_) => {
             let x = emitter.operand(id, 0)?;
@@ -121,22 +110,28 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
         Op::Dequantize(dequantize) => emit_dequantize(emitter, id, dequantize),
         Op::QAdd(add) => emit_add(emitter, id, add),
         Op::QSum(sum) => emit_sum(emitter, id, sum),
-        Op::Unfold(unfold) => {
-            let x = emitter.operand(id, 0)?;
-            let shape = graph.ty(emitter.operand_value(id, 0)?).shape.clone();
-            windows::emit(emitter, id, unfold, (&x, &shape), unfold.fill.into(), &out)
-        }
-        Op::Gather(gather) => float::emit_gather(emitter, id, gather, &out),
-        Op::Compare(_) | Op::Where(_) | Op::Scatter(_) | Op::ArgReduce(_) | Op::TopK(_) => {
-            float::emit(emitter, id, &out)
-        }
+        // Nothing is rounded here, or it is refused.
+        Op::Input(_)
+        | Op::Const(_)
+        | Op::FakeQuant(_)
+        | Op::Reshape(_)
+        | Op::Transpose(_)
+        | Op::Slice(_)
+        | Op::Concat(_)
+        | Op::Expand(_)
+        | Op::Cast(_)
+        | Op::Unfold(_)
+        | Op::Gather(_)
+        | Op::Compare(_)
+        | Op::Where(_)
+        | Op::Scatter(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
+        | Op::Grad(_) => float::emit(emitter, id, &out),
         // In the arithmetic of the engine.
         Op::CumSum(_) | Op::Softmax(_) | Op::Normalize(_) | Op::Attention(_) | Op::Rope(_) | Op::Film(_) => {
             emitter.mark_inexact(id);
             float::emit(emitter, id, &out)
-        }
-        Op::Grad(_) => {
-            Err(emitter.unsupported(id, "ONNX has no operation for gradients; export the graph without them"))
         }
     }
 }

@@ -131,12 +131,7 @@ fn emit_compare(emitter: &mut Emitter<'_>, id: NodeId, f: CompareFn, out: &str) 
 }
 
 /// An index beyond the ends is an error in ONNX; the compiler reads the element at the end.
-pub(super) fn emit_gather(
-    emitter: &mut Emitter<'_>,
-    id: NodeId,
-    gather: &Gather,
-    out: &str,
-) -> Result<Tensor, ExportError> {
+fn emit_gather(emitter: &mut Emitter<'_>, id: NodeId, gather: &Gather, out: &str) -> Result<Tensor, ExportError> {
     let [x, index] = operands(emitter, id)?;
     let axis = AttributeProto::int("axis", gather.axis as i64);
     emitter.builder.node("Gather", &[&x.name, &index.name], vec![axis], out);

@@ -48,15 +48,12 @@ impl Form for Qcdq {
         to: &Rounding,
         out: &str,
     ) -> Result<Rounded, ExportError> {
-        if to.scheme.bits > 8 {
-            let scaled = builder.step("Mul", &[x, factor], Vec::new(), &format!("{out}/scaled"));
-            return fake_quant::rounded(builder, &scaled, to, out);
-        }
-        if !per_feature {
+        let is_wide = to.scheme.bits > 8;
+        if !is_wide && !per_feature {
             return self.round(builder, x, to, out);
         }
         let scaled = builder.step("Mul", &[x, factor], Vec::new(), &format!("{out}/scaled"));
-        self.round(builder, &scaled, to, out)
+        if is_wide { fake_quant::rounded(builder, &scaled, to, out) } else { self.round(builder, &scaled, to, out) }
     }
 
     fn round(&self, builder: &mut Builder, x: &str, to: &Rounding, out: &str) -> Result<Rounded, ExportError> {

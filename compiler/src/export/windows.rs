@@ -11,7 +11,7 @@ use super::{
     builder::{Tensor, dims},
     emit::Emitter,
 };
-use crate::frontend::proto::{AttributeProto, TensorProto, data_type};
+use crate::frontend::proto::{AttributeProto, data_type};
 
 /// Writes the windows over `x` of shape `shape` under the name `out`. `fill` is what
 /// stands beyond the edges, in the numbers of `x`.
@@ -89,11 +89,7 @@ fn fill_of(emitter: &mut Emitter<'_>, id: NodeId, ty: i32, fill: f64, out: &str)
         data_type::FLOAT | data_type::DOUBLE => Ok(emitter.builder.scalar(&base, ty, fill)),
         data_type::UINT8 | data_type::BOOL => Ok(emitter.builder.raw(&base, ty, &[], vec![fill as u8])),
         data_type::INT32 => Ok(emitter.builder.raw(&base, ty, &[], (fill as i32).to_le_bytes().to_vec())),
-        data_type::INT64 => {
-            let name = emitter.builder.claim(&base);
-            emitter.builder.initializers.push(TensorProto::i64(name.as_str(), Vec::new(), &[fill as i64]));
-            Ok(name)
-        }
+        data_type::INT64 => Ok(emitter.builder.i64_scalar(&base, fill as i64)),
         _ => Err(emitter.unsupported(id, "windows over elements of this type have no fill; convert them to f32 first")),
     }
 }

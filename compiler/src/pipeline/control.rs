@@ -148,15 +148,15 @@ pub(super) fn to_facts(control: Option<&Control>) -> BTreeMap<String, String> {
 pub(super) fn of_facts(facts: &BTreeMap<String, String>) -> Result<Option<Control>, PipelineError> {
     let fact = |name: &str| facts.get(&format!("{CONTROL}{name}"));
     let Some(action) = fact("action") else { return Ok(None) };
-    let bad = |_| PipelineError::Fact { name: "control" };
-    let number = |text: &String| text.parse::<u32>().map_err(bad);
+    let bad = || PipelineError::Fact { name: "control" };
+    let number = |text: &String| text.parse::<u32>().map_err(|_| bad());
     let chunk = match (fact("length"), fact("execute")) {
         (Some(length), Some(execute)) => {
-            let ensemble = fact("ensemble").map(|m| m.parse().map_err(|_| PipelineError::Fact { name: "control" }));
+            let ensemble = fact("ensemble").map(|m| m.parse().map_err(|_| bad()));
             Some(Chunk { length: number(length)?, execute: number(execute)?, ensemble: ensemble.transpose()? })
         }
         (None, None) => None,
-        _ => return Err(PipelineError::Fact { name: "control" }),
+        _ => return Err(bad()),
     };
     Ok(Some(Control { action: action.clone(), chunk }))
 }

@@ -179,7 +179,9 @@ fn spread(episodes: &[Range<usize>], n: usize) -> Vec<usize> {
 /// The given ascending steps, in one pass over each array.
 fn read_steps(demos: &Demos, graph: &Graph, steps: &[usize]) -> Result<Vec<Sample>, DataError> {
     let mut samples: Vec<Sample> = steps.iter().map(|_| Sample::new()).collect();
-    for (field, ty) in fields(demos, graph) {
+    let fields = demos.observations().iter();
+    for (field, input) in fields.filter_map(|field| Some((field, graph.input_named(&field.name)?))) {
+        let ty = graph.ty(input);
         for (sample, tensor) in samples.iter_mut().zip(read_tensors(demos, field, ty, steps)?) {
             sample.insert(field.name.clone(), tensor);
         }
@@ -187,29 +189,17 @@ fn read_steps(demos: &Demos, graph: &Graph, steps: &[usize]) -> Result<Vec<Sampl
     Ok(samples)
 }
 
-/// The array behind each recorded input, and the type of the input.
-pub(super) fn fields<'a>(demos: &'a Demos, graph: &'a Graph) -> Vec<(&'a Field, &'a TensorType)> {
-    let fields = demos.observations().iter();
-    fields.filter_map(|field| Some((field, graph.ty(graph.input_named(&field.name)?)))).collect()
-}
-
 /// Shows the steps of a range one after the other; reads in blocks.
 pub(super) fn read_blocks(
     demos: &Demos,
-    fields: &[(&Field, &TensorType)],
+    graph: &Graph,
     steps: Range<usize>,
     mut see: impl FnMut(Sample),
 ) -> Result<(), DataError> {
     const BLOCK: usize = 1024;
     for start in steps.clone().step_by(BLOCK) {
         let block: Vec<usize> = (start..steps.end.min(start + BLOCK)).collect();
-        let mut samples: Vec<Sample> = block.iter().map(|_| Sample::new()).collect();
-        for &(field, ty) in fields {
-            for (sample, tensor) in samples.iter_mut().zip(read_tensors(demos, field, ty, &block)?) {
-                sample.insert(field.name.clone(), tensor);
-            }
-        }
-        samples.into_iter().for_each(&mut see);
+        read_steps(demos, graph, &block)?.into_iter().for_each(&mut see);
     }
     Ok(())
 }

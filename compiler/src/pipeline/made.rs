@@ -20,7 +20,7 @@ use qail_train::{
 
 use super::{
     PipelineError, Sample,
-    demonstrations::{fields, read_blocks, rows},
+    demonstrations::{read_blocks, rows},
 };
 use crate::data::Demos;
 
@@ -122,7 +122,7 @@ impl Inputs<'_> {
             let mut states = self.zeros();
             let mut failed = Ok(());
             let mut step = episode.start;
-            read_blocks(demos, &fields(demos, self.graph), episode.start..last + 1, |mut sample| {
+            read_blocks(demos, self.graph, episode.start..last + 1, |mut sample| {
                 if failed.is_err() {
                     return;
                 }

@@ -77,8 +77,6 @@ pub struct BuildOptions {
     pub n_calibration: usize,
     /// Seed of everything random.
     pub seed: u64,
-    /// Models behind the first one, whose outputs they read.
-    pub stages: Vec<PathBuf>,
     /// What the model files do not say.
     pub policy: Policy,
     /// How to train; `None` for post-training quantization alone.
@@ -96,7 +94,6 @@ impl BuildOptions {
             map: DemoMap::default(),
             n_calibration: 0,
             seed: 0,
-            stages: Vec::new(),
             policy: Policy::default(),
             training: None,
         }
@@ -319,9 +316,8 @@ fn build(quantized: Quantized, target: Option<&Path>, observer: &mut dyn Observe
     // What was trained was measured when training ended.
     if let (Some(teacher), false, true) = (&quantized.teacher, held_out.is_empty(), quantized.evaluation.is_empty()) {
         let bytes = growing.seal(plan.manifest.clone())?;
-        let teacher = deployed::deployed(teacher, sampler)?;
-        let held_out = deployed::judged(&teacher, held_out, sampler, quantized.provenance.seed);
-        for error in compare(&teacher, bytes, &held_out, observer)? {
+        let looped = (sampler, quantized.provenance.seed);
+        for error in compare(teacher, bytes, held_out, looped, observer)? {
             plan.manifest.evaluation.extend(error.figures());
         }
     }
@@ -333,15 +329,19 @@ fn plan_of(graph: &Graph, sampler: Option<&Sampler>, seed: u64) -> Result<qail_c
     Ok(qail_codegen::build(graph, &qail_codegen::BuildOptions { noise, seed, ..Default::default() })?)
 }
 
-/// Runs the artifact and the teacher on the same steps.
+/// Runs the artifact and the teacher, both in the loop of the sampler and from
+/// the same noise, on the same steps.
 fn compare(
     teacher: &Graph,
     bytes: impl Into<ArtifactBytes>,
     samples: &[Sample],
+    (sampler, seed): (Option<&Sampler>, u64),
     observer: &mut dyn Observer,
 ) -> Result<Vec<OutputError>, PipelineError> {
     let no_room = || PipelineError::internal("an input or output holds codes");
-    let judge = Interpreter::new(teacher)?;
+    let teacher = deployed::deployed(teacher, sampler)?;
+    let samples = deployed::judged(&teacher, samples, sampler, seed);
+    let judge = Interpreter::new(&teacher)?;
     let given_noise = LoadOptions { given_noise: true, ..LoadOptions::default() };
     let mut session = Session::load_with(bytes, DeviceSpec::Cpu(None), &given_noise)?;
     let states: Vec<String> = session.states().iter().map(|state| state.name.clone()).collect();

@@ -30,8 +30,6 @@ pub struct SamplerChoice {
 impl SamplerChoice {
     /// Keys with texts.
     pub const TEXTS: [&str; 7] = ["kind", "sample", "timestep", "output", "prediction", "beta_schedule", "spacing"];
-    /// Keys with numbers.
-    pub const NUMBERS: [&str; 7] = ["steps", "train_steps", "beta_start", "beta_end", "clip", "start", "end"];
 
     fn one_of<T: Copy>(&self, key: &str, default: Option<T>, known: &[(&str, T)]) -> Result<T, PipelineError> {
         let wrong = |found: &str| {

@@ -23,9 +23,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     BuildOptions, Demonstrations, Inputs, Observer, Opened, PipelineError, Quantized, SamplerChoice, TrainingRows,
-    compare, control,
-    deployed::{deployed, judged},
-    flags, head, plan_of, run_passes,
+    compare, control, deployed::deployed, flags, head, plan_of, run_passes,
 };
 use crate::files::{hex, write_atomic};
 
@@ -257,9 +255,7 @@ fn evaluate(
     }
     let sampler = opened.sampler.as_ref();
     let bytes = plan_of(&*deployed(&built.graph, sampler)?, sampler, options.seed)?.to_file()?;
-    let teacher = deployed(&opened.teacher, sampler)?;
-    let held_out = judged(&teacher, held_out, sampler, options.seed);
-    for error in compare(&teacher, bytes, &held_out, observer)? {
+    for error in compare(&opened.teacher, bytes, held_out, (sampler, options.seed), observer)? {
         for (figure, value) in error.figures() {
             checkpoint.facts.insert(format!("{EVALUATION}{figure}"), format!("{value:?}"));
         }

@@ -26,12 +26,12 @@ fn compile(folder: &Path, model: &str, precision: Precision, policy: &str, then:
 }
 
 fn options(folder: &Path, precision: Precision, policy: &str, then: &[&str]) -> BuildOptions {
+    let policy = Policy::parse(Path::new("policy.toml"), policy).unwrap();
     BuildOptions {
         demos: Some(folder.join("demos.npz")),
         n_calibration: 64,
         seed: 3,
-        stages: then.iter().map(|name| folder.join(name)).collect(),
-        policy: Policy::parse(Path::new("policy.toml"), policy).unwrap(),
+        policy: Policy { then: then.iter().map(|name| folder.join(name)).collect(), ..policy },
         ..BuildOptions::new(precision)
     }
 }
