@@ -122,6 +122,30 @@ fn a_sampler_encodes_once_and_denoises_often() {
 }
 
 #[test]
+fn an_output_is_what_a_state_was() {
+    let source = "graph @g(%x: f32[1, 4], %h: f32[1, 4]) -> (was = %h, column = %t, h2 = %h2) {
+        state \"h\" = \"h2\"
+        %t = transpose %h {perm = [1, 0]} : f32[4, 1]
+        %h2 = add %h, %x : f32[1, 4]
+    }";
+    for device in all_devices() {
+        side_by_side(&graph(source), device, 3, tolerance(device));
+    }
+}
+
+#[test]
+fn an_output_that_the_next_turn_overwrites_is_refused() {
+    let source = "graph @g(%x: f32[1, 4]) -> (action = %y, before = %t) {
+        repeat 3
+        carry \"x\" = \"action\"
+        %t = transpose %x {perm = [1, 0]} : f32[4, 1]
+        %y = tanh %x : f32[1, 4]
+    }";
+    let error = qail_codegen::build(&graph(source), &qail_codegen::BuildOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("output `before` is what the last turn began with"), "{error}");
+}
+
+#[test]
 fn states_that_swap_are_put_aside() {
     let text = SWAP.replace(
         "state \"a\" = \"b2x\"",

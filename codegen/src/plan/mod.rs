@@ -149,13 +149,13 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
         }
     }
     // The graph numbers its inputs; the plan made them in the order of the steps.
-    let mut by_node: BTreeMap<NodeId, u32> = BTreeMap::new();
     let input_nodes = placement.order.iter().copied().filter(|node| matches!(graph.node(*node).op, Op::Input(_)));
-    by_node.extend(input_nodes.zip(inputs.iter().copied()));
+    let by_node: BTreeMap<NodeId, u32> = input_nodes.zip(inputs.iter().copied()).collect();
     builder.carries(&by_node)?;
     turns.last = builder.steps.len();
-    let states = builder.states(&by_node)?;
+    // An output may be what a state was: it is copied before the new state is.
     let outputs = builder.outputs(&inputs)?;
+    let states = builder.states(&by_node)?;
 
     let port = |name: &str, tensor: u32| {
         let bounds = options.bounds.get(name).cloned().unwrap_or_default();

@@ -23,13 +23,14 @@ use crate::CodegenError;
 /// depends on them.
 pub(crate) fn varying(graph: &Graph) -> BTreeSet<NodeId> {
     let mut varying = BTreeSet::new();
-    let Some(repeat) = &graph.repeat else { return varying };
+    if graph.repeat.is_none() {
+        return varying;
+    }
     for node in graph.topo() {
         let name = &graph.node(node).name;
         let is_input = matches!(graph.node(node).op, Op::Input(_));
-        let is_handed = graph.is_turn(name) || repeat.carries.iter().any(|carry| carry.input == *name);
-        let changes =
-            (is_input && is_handed) || graph.operands(node).iter().any(|operand| varying.contains(&operand.node));
+        let changes = (is_input && is_carried(graph, name))
+            || graph.operands(node).iter().any(|operand| varying.contains(&operand.node));
         if changes {
             varying.insert(node);
         }
@@ -39,10 +40,23 @@ pub(crate) fn varying(graph: &Graph) -> BTreeSet<NodeId> {
 
 /// True for inputs that take over the value of an output, and for turns.
 pub(crate) fn is_handed(graph: &Graph, input: &str) -> bool {
-    let carries = graph.repeat.iter().flat_map(|repeat| &repeat.carries);
-    graph.is_turn(input)
-        || graph.state_of_input(input).is_some()
-        || carries.into_iter().any(|carry| carry.input == input)
+    is_carried(graph, input) || graph.state_of_input(input).is_some()
+}
+
+/// True for inputs that change from turn to turn.
+fn is_carried(graph: &Graph, input: &str) -> bool {
+    let mut carries = graph.repeat.iter().flat_map(|repeat| &repeat.carries);
+    graph.is_turn(input) || carries.any(|carry| carry.input == input)
+}
+
+/// The node whose elements a value holds, in whatever shape and order.
+fn root_of(graph: &Graph, value: ValueId) -> NodeId {
+    let moved = |node: NodeId| {
+        let is_moved = matches!(graph.node(node).op, Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Expand(_));
+        graph.operands(node).first().filter(|_| is_moved).map(|operand| operand.node)
+    };
+    let nodes = std::iter::successors(Some(value.node), |&node| moved(node));
+    nodes.last().unwrap_or(value.node)
 }
 
 /// Which steps are those of a turn.
@@ -82,6 +96,18 @@ impl Builder<'_> {
     pub(crate) fn carries(&mut self, inputs: &BTreeMap<NodeId, u32>) -> Result<(), CodegenError> {
         let graph = self.graph;
         let Some(repeat) = &graph.repeat else { return Ok(()) };
+        for output in &graph.outputs {
+            let root = root_of(graph, output.value);
+            let name = &graph.node(root).name;
+            let carry = repeat.carries.iter().find(|carry| carry.input == *name);
+            if matches!(graph.node(root).op, Op::Input(_)) && carry.is_some_and(|carry| carry.output != output.name) {
+                let reason = format!(
+                    "output `{}` is what the last turn began with, and the next turn takes its place; leave it out",
+                    output.name
+                );
+                return Err(self.unsupported(root, reason));
+            }
+        }
         let pairs = repeat.carries.iter().map(|carry| (carry.input.as_str(), carry.output.as_str()));
         self.hand_on(&pairs.collect::<Vec<_>>(), inputs)
     }
@@ -126,7 +152,7 @@ impl Builder<'_> {
             let is_input = matches!(source, Source::Tensor(tensor) if inputs.values().any(|&input| input == tensor));
             let mut from = self.tensor_of(value.node, value, Place::Host)?;
             if is_input {
-                let aside = self.tensor_like(&format!("{input}.next"), to)?;
+                let aside = self.tensor(value.node, &format!("{input}.next"), self.graph.ty(to_value))?;
                 self.hand(input, value, from, aside)?;
                 from = aside;
             }
@@ -164,13 +190,5 @@ impl Builder<'_> {
             let operands = step.operands();
             operands.write == Some(tensor) || operands.reads.contains(&tensor)
         })
-    }
-
-    /// A tensor of the type and shape of another one.
-    fn tensor_like(&mut self, name: &str, other: u32) -> Result<u32, CodegenError> {
-        let tensor = qail_artifact::schema::Tensor { name: name.to_owned(), ..self.entry(other)?.clone() };
-        self.tensors.push(tensor);
-        u32::try_from(self.tensors.len() - 1)
-            .map_err(|_| CodegenError::internal("the number of tensors fits into 32 bits"))
     }
 }
