@@ -17,7 +17,7 @@
 use std::collections::BTreeSet;
 
 use qail_ir::{
-    Binary, BinaryFn, Compare, CompareFn, Concat, ConstData, Constant, DType, Graph, Input, NodeId, Op, Origin,
+    Binary, BinaryFn, Compare, CompareFn, Concat, ConstData, Constant, DType, Graph, Input, Node, NodeId, Op, Origin,
     Reshape, State, TensorType, ValueId, Where,
 };
 
@@ -108,7 +108,7 @@ impl<'g> Keeper<'g> {
             };
             operands.truncate(3);
             operands.push(mask);
-            let Node { name, op } = Node::of(self.graph, id);
+            let Node { name, op, .. } = self.graph.node(id).clone();
             self.graph.redefine(id, op, &operands).map_err(|source| PassError::Type { node: name, source })?;
         }
         let one = Constant::ints(TensorType::plain(DType::I64, [1]), &[1]);
@@ -211,19 +211,6 @@ impl<'g> Keeper<'g> {
 
     fn add(&mut self, name: &str, op: Op, operands: &[ValueId]) -> Result<ValueId, PassError> {
         rewrite::add(self.graph, name, op, operands, Origin::default())
-    }
-}
-
-/// Name and operation of a node.
-struct Node {
-    name: String,
-    op: Op,
-}
-
-impl Node {
-    fn of(graph: &Graph, id: NodeId) -> Self {
-        let node = graph.node(id);
-        Self { name: node.name.clone(), op: node.op.clone() }
     }
 }
 

@@ -10,9 +10,9 @@
 //! Exact: by the definition of `fake_quant`, and because a power of two divides
 //! as its reciprocal multiplies.
 
-use qail_ir::{Binary, BinaryFn, Constant, FakeQuant, Graph, NodeId, Op, Origin, QuantScheme, Unary, UnaryFn, ValueId};
+use qail_ir::{BinaryFn, Constant, FakeQuant, Graph, NodeId, Op, Origin, QuantScheme, Unary, UnaryFn, ValueId};
 
-use crate::{Changed, Exactness, Pass, PassContext, PassError, pipeline, rewrite};
+use crate::{Changed, Exactness, Pass, PassContext, PassError, pattern, pipeline, rewrite};
 
 /// Largest magnitude of a 16-bit code: two balanced bytes hold it.
 const WIDE_HI: i32 = 32639;
@@ -53,22 +53,14 @@ impl Pass for LiftFakeQuant {
 fn lift(graph: &mut Graph, clip: NodeId) -> Result<Option<NodeId>, PassError> {
     let Op::Unary(Unary { f: UnaryFn::Clip { min, max } }) = graph.node(clip).op else { return Ok(None) };
     let Some((scheme, lo, hi)) = range(min, max) else { return Ok(None) };
-    let first = |graph: &Graph, value: ValueId| graph.operands(value.node).first().copied();
-    let Some(round) = first(graph, clip.value()) else { return Ok(None) };
-    if !matches!(graph.op(round), Op::Unary(Unary { f: UnaryFn::Round })) {
-        return Ok(None);
-    }
-    let Some(x) = first(graph, round) else { return Ok(None) };
-    let (old, x, step) = match around(graph, clip, x)? {
-        Some((mul, inner, step)) => (mul, inner, step),
-        None => (clip, x, 1.0),
-    };
+    let Some(&round) = graph.operands(clip).first() else { return Ok(None) };
+    let Some(x) = pattern::unary(graph, round, UnaryFn::Round) else { return Ok(None) };
+    let (old, x, step) = around(graph, clip, x).unwrap_or((clip, x, 1.0));
     let node = graph.node(old).clone();
     let scale = graph.add_const(format!("{}.s", node.name), Constant::f32([], &[step]), Origin::default());
     let op = Op::FakeQuant(FakeQuant { scheme, lo, hi, axis: None, group: None });
     // Everything between what is rounded and what is left.
-    let between = [Some(clip), Some(round.node), first(graph, round).filter(|&scaled| scaled != x).map(|it| it.node)];
-    let origins: Vec<Origin> = between.into_iter().flatten().map(|id| graph.node(id).origin.clone()).collect();
+    let origins = pattern::inner_origins(graph, old.value(), &[x]);
     let new = rewrite::replace(graph, old, op, &[x, scale])?;
     for origin in &origins {
         graph.merge_origin(new.node, origin);
@@ -77,40 +69,35 @@ fn lift(graph: &mut Graph, clip: NodeId) -> Result<Option<NodeId>, PassError> {
 }
 
 /// The Mul that reads the codes, what is rounded, and the step, if both sides agree on one.
-fn around(graph: &Graph, clip: NodeId, scaled: ValueId) -> Result<Option<(NodeId, ValueId, f32)>, PassError> {
-    let Some(mul) = graph.sole_user(clip.value()).filter(|_| !graph.is_output(clip.value())) else { return Ok(None) };
-    let Some((_, step)) = by_number(graph, mul.value(), BinaryFn::Mul)? else { return Ok(None) };
+fn around(graph: &Graph, clip: NodeId, scaled: ValueId) -> Option<(NodeId, ValueId, f32)> {
+    let mul = graph.sole_user(clip.value()).filter(|_| !graph.is_output(clip.value()))?;
+    let (_, step) = by_number(graph, mul.value(), BinaryFn::Mul)?;
     if !(step.is_normal() && step > 0.0) {
-        return Ok(None);
+        return None;
     }
     if step == 1.0 {
-        return Ok(Some((mul, scaled, step)));
+        return Some((mul, scaled, step));
     }
-    if let Some((x, divisor)) = by_number(graph, scaled, BinaryFn::Div)? {
-        return Ok((divisor == step).then_some((mul, x, step)));
+    if let Some((x, divisor)) = by_number(graph, scaled, BinaryFn::Div) {
+        return (divisor == step).then_some((mul, x, step));
     }
     let is_power = step.to_bits().trailing_zeros() >= f32::MANTISSA_DIGITS - 1;
-    match by_number(graph, scaled, BinaryFn::Mul)? {
-        Some((x, factor)) if is_power && factor.is_normal() && factor * step == 1.0 => Ok(Some((mul, x, step))),
-        _ => Ok(None),
-    }
+    let (x, factor) = by_number(graph, scaled, BinaryFn::Mul)?;
+    (is_power && factor.is_normal() && factor * step == 1.0).then_some((mul, x, step))
 }
 
 /// The operand and the one number, if the value is `f(operand, number)`.
-fn by_number(graph: &Graph, value: ValueId, f: BinaryFn) -> Result<Option<(ValueId, f32)>, PassError> {
-    if *graph.op(value) != Op::Binary(Binary { f }) {
-        return Ok(None);
-    }
-    let [a, b] = graph.operands(value.node)[..] else { return Ok(None) };
-    let (x, number) = match (graph.const_of(a), graph.const_of(b)) {
-        (None, Some(_)) => (a, b),
-        (Some(_), None) if f == BinaryFn::Mul => (b, a),
-        _ => return Ok(None),
+fn by_number(graph: &Graph, value: ValueId, f: BinaryFn) -> Option<(ValueId, f32)> {
+    let (x, number) = match f {
+        // A number over a value is none of this.
+        BinaryFn::Div => {
+            let [x, number] = pattern::binary(graph, value, f)?;
+            (x, pattern::number(graph, number)?)
+        }
+        _ => pattern::with_number(graph, value, f)?,
     };
-    if graph.ty(number).n_elements() != 1 || graph.ty(x) != graph.ty(value) || !graph.ty(value).is_f32() {
-        return Ok(None);
-    }
-    Ok(rewrite::const_f32(graph, number)?.and_then(|all| all.first().copied()).map(|number| (x, number)))
+    let fits = graph.const_of(x).is_none() && graph.ty(x) == graph.ty(value) && graph.ty(x).is_f32();
+    fits.then_some((x, number as f32))
 }
 
 /// Codes between two whole numbers around zero.

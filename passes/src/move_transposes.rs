@@ -129,7 +129,7 @@ fn sink(graph: &mut Graph, id: NodeId, dead: &mut Vec<NodeId>) -> Result<bool, P
             Some((other, x)) if other == perm => x,
             _ if is_alike(graph, value, &perm) => permuted_constant(graph, value, &perm, dead)?,
             _ => {
-                let shape = reshaped_to_permute(graph, value, &perm).unwrap_or_default();
+                let Some(shape) = reshaped_to_permute(graph, value, &perm) else { return Ok(false) };
                 let Node { name, origin, .. } = graph.node(value.node).clone();
                 rewrite::add(graph, &format!("{name}.t"), Op::Reshape(Reshape { shape }), &[value], origin)?
             }
@@ -186,14 +186,10 @@ fn permuted_constant(
     }
     let mut shape = vec![1; perm.len().saturating_sub(ty.shape.len())];
     shape.extend(&ty.shape);
-    let perm = inverse(perm);
-    let to = pick(&shape, &perm).unwrap_or_default();
-    let longer: Vec<usize> = perm.iter().copied().filter(|&axis| shape.get(axis) != Some(&1)).collect();
     let Node { name, origin, .. } = graph.node(value.node).clone();
-    let ops = if longer.is_sorted() {
-        vec![Op::Reshape(Reshape { shape: to })]
-    } else {
-        vec![Op::Reshape(Reshape { shape }), Op::Transpose(Transpose { perm })]
+    let ops = match reshaped_to_permute(graph, value, perm) {
+        Some(shape) => vec![Op::Reshape(Reshape { shape })],
+        None => vec![Op::Reshape(Reshape { shape }), Op::Transpose(Transpose { perm: inverse(perm) })],
     };
     let mut new = value;
     for op in ops {

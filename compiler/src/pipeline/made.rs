@@ -63,7 +63,7 @@ impl Inputs<'_> {
             sample.extend(states);
         }
         let Some(denoise) = self.denoise else { return Ok(()) };
-        let noised = denoise.noised(&self.rows(demos, steps)?, draw);
+        let noised = denoise.noised(self.rows(demos, steps)?, draw);
         for column in noised.observations.iter().filter(|column| self.is_noised(&column.name)) {
             let Some(ty) = self.graph.input_named(&column.name).map(|value| self.graph.ty(value)) else { continue };
             for (index, sample) in samples.iter_mut().enumerate() {

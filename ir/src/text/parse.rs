@@ -121,7 +121,7 @@ impl Parser<'_, '_> {
     /// What is around the graph: states, then how often it runs.
     fn schedule(&mut self) -> Result<(), ParseError> {
         while self.cursor.token == Token::Word("state") {
-            let (input, output) = self.handed()?;
+            let (input, output) = self.handed("states", self.graph.states.len())?;
             let mut state = State { input, output, element_axis: None, limit: None };
             if self.cursor.eat('{')? {
                 while !self.cursor.eat('}')? {
@@ -147,17 +147,17 @@ impl Parser<'_, '_> {
         let turn = if matches!(self.cursor.token, Token::Text(_)) { Some(self.cursor.quoted()?) } else { None };
         let mut carries = Vec::new();
         while self.cursor.token == Token::Word("carry") {
-            let (input, output) = self.handed()?;
+            let (input, output) = self.handed("carries", carries.len())?;
             carries.push(Carry { input, output });
         }
         self.graph.repeat = Some(Repeat { n, turn, carries });
         Ok(())
     }
 
-    /// `state "input" = "output"`.
-    fn handed(&mut self) -> Result<(String, String), ParseError> {
-        if self.graph.states.len() == MAX_OPERANDS {
-            return self.cursor.limit("states", MAX_OPERANDS as u64);
+    /// `state "input" = "output"`, behind `n` of its kind.
+    fn handed(&mut self, kind: &'static str, n: usize) -> Result<(String, String), ParseError> {
+        if n == MAX_OPERANDS {
+            return self.cursor.limit(kind, MAX_OPERANDS as u64);
         }
         self.cursor.advance()?;
         let input = self.cursor.quoted()?;

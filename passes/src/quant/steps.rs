@@ -11,7 +11,7 @@ use std::{fmt, io, ops::Range, sync::Arc};
 use qail_ir::{Block, ConstData, ConstError, ConstSource, Constant, QuantScheme, TensorType};
 use rayon::prelude::*;
 
-use super::weights::{finish_steps, weight_code};
+use super::weights::{steps_of_channels, weight_code};
 
 /// Columns of a block: a multiple of [`LANES`].
 const BLOCK_COLUMNS: usize = 256;
@@ -34,7 +34,7 @@ pub(crate) fn steps_of(
 ) -> Result<Constant, ConstError> {
     let group = group.max(1);
     let n_groups = k.div_ceil(group);
-    // What is found for a column depends on that column alone; `finish_steps`
+    // What is found for a column depends on that column alone; `steps_of_channels`
     // then looks at all of a group.
     let mut found = vec![0.0f64; n_groups.saturating_mul(n)];
     let columns: Vec<Range<usize>> = (0..n).step_by(BLOCK_COLUMNS).map(|at| at..(at + BLOCK_COLUMNS).min(n)).collect();
@@ -51,7 +51,7 @@ pub(crate) fn steps_of(
             progress(k.saturating_mul(columns.len()));
         }
     }
-    let steps: Vec<f32> = found.chunks_exact(n.max(1)).flat_map(finish_steps).collect();
+    let steps: Vec<f32> = found.chunks_exact(n.max(1)).flat_map(|found| steps_of_channels(found, None)).collect();
     Ok(Constant::f32([n_groups, n], &steps))
 }
 

@@ -54,13 +54,9 @@ pub(crate) fn channel_steps_weighed(
     steps_of_channels(&found, bias)
 }
 
-/// The steps of a group of rows, from what was [found](column_step) for each
-/// column of it.
-pub(super) fn finish_steps(found: &[f64]) -> Vec<f32> {
-    steps_of_channels(found, None)
-}
-
-fn steps_of_channels(found: &[f64], bias: Option<(&[f64], f64)>) -> Vec<f32> {
+/// The steps of channels, or of a group of rows of them, from what was
+/// [found](column_step) for each.
+pub(super) fn steps_of_channels(found: &[f64], bias: Option<(&[f64], f64)>) -> Vec<f32> {
     let largest = found.iter().fold(0.0f64, |a, &b| a.max(b));
     let of_channel = |(channel, &step): (usize, &f64)| {
         let bias = bias.and_then(|(b, s_in)| Some(b.get(channel)?.abs() / s_in)).unwrap_or(0.0);

@@ -33,7 +33,12 @@ impl Sampler {
     /// # Errors
     /// What does not fit.
     pub fn check(&self, graph: &Graph) -> Result<(), SamplerError> {
-        self.turns()?;
+        self.parts(graph).map(drop)
+    }
+
+    /// Sample, timestep and prediction, and the turns.
+    fn parts(&self, graph: &Graph) -> Result<([ValueId; 3], Vec<Turn>), SamplerError> {
+        let turns = self.turns()?;
         let inputs = || graph.inputs().iter().map(|&id| graph.node(id).name.as_str());
         let input = |name: &String| {
             let known = || list(inputs());
@@ -44,7 +49,8 @@ impl Sampler {
             name: self.output.clone(),
             known: list(graph.outputs.iter().map(|output| output.name.as_str())),
         })?;
-        let (x, t, y) = (graph.ty(x), graph.ty(t), graph.ty(y));
+        let values = [x, t, y];
+        let [x, t, y] = values.map(|value| graph.ty(value));
         let wrong = |name: &String, found: &TensorType, expected: String| {
             Err(SamplerError::Type { name: name.clone(), found: found.to_string(), expected })
         };
@@ -63,20 +69,15 @@ impl Sampler {
         if graph.repeat.is_some() {
             return Err(SamplerError::Repeats);
         }
-        Ok(())
+        Ok((values, turns))
     }
 
     fn extend(&self, graph: &mut Graph) -> Result<(), SamplerError> {
-        self.check(graph)?;
-        let turns = self.turns()?;
-        let missing = |name: &String| SamplerError::NoInput { name: name.clone(), known: String::new() };
-        let x = graph.input_named(&self.sample).ok_or_else(|| missing(&self.sample))?;
-        let t = graph.input_named(&self.timestep).ok_or_else(|| missing(&self.timestep))?;
-        let y = graph.output_named(&self.output).ok_or_else(|| missing(&self.output))?;
+        let ([x, t, y], turns) = self.parts(graph)?;
         let turn = graph.add_input(TURN, TensorType::plain(DType::I64, Vec::<usize>::new()));
         let mut update = Update { graph, turn, turns: &turns };
         update.timestep(t)?;
-        let noise = update.noise(x, matches!(self.kind, SamplerKind::Ddpm(_)))?;
+        let noise = update.noise(x)?;
         let clip = match &self.kind {
             SamplerKind::Ddim(diffusion) | SamplerKind::Ddpm(diffusion) => diffusion.clip,
             SamplerKind::FlowEuler { .. } => None,
@@ -148,9 +149,9 @@ impl Update<'_> {
         Ok(())
     }
 
-    /// The fresh noise of this turn: row `turn` of an input.
-    fn noise(&mut self, x: ValueId, is_ddpm: bool) -> Result<Option<ValueId>, SamplerError> {
-        if !is_ddpm || self.turns.iter().all(|turn| turn.s == 0.0) {
+    /// The fresh noise of this turn, row `turn` of an input; none for rules that take none.
+    fn noise(&mut self, x: ValueId) -> Result<Option<ValueId>, SamplerError> {
+        if self.turns.iter().all(|turn| turn.s == 0.0) {
             return Ok(None);
         }
         let mut shape = self.graph.ty(x).shape.clone();

@@ -40,14 +40,15 @@ enum Process {
     Flow { start: f64, end: f64 },
 }
 
-/// What one clean action becomes.
-pub struct Noised<'a> {
-    /// The noisy action.
-    pub sample: &'a mut Vec<f32>,
-    /// Its time.
-    pub timestep: &'a mut Vec<f32>,
+/// What clean actions become.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Noised {
+    /// The noisy actions.
+    pub sample: Vec<f32>,
+    /// Their times.
+    pub timestep: Vec<f32>,
     /// What the network should say.
-    pub target: &'a mut Vec<f32>,
+    pub target: Vec<f32>,
 }
 
 impl Denoise {
@@ -68,38 +69,46 @@ impl Denoise {
 
     /// Noise for the batch of a step: `actions` holds whole actions of `len`
     /// numbers, one behind the other.
-    pub fn batch(&self, step: u64, actions: &[f32], len: usize, out: Noised<'_>) {
-        self.fill(generator(self.seed, Purpose::Denoise, step), actions, len, out);
+    #[must_use]
+    pub fn batch(&self, step: u64, actions: &[f32], len: usize) -> Noised {
+        self.draw(generator(self.seed, Purpose::Denoise, step), actions, len)
+    }
+
+    /// Puts sample and time where the inputs of their names are, and gives the target.
+    pub(crate) fn place<'a>(
+        &self,
+        noised: Noised,
+        columns: impl Iterator<Item = (&'a str, &'a mut Vec<f32>)>,
+    ) -> Vec<f32> {
+        let Noised { mut sample, mut timestep, target } = noised;
+        for (name, data) in columns {
+            if name == self.sample {
+                std::mem::swap(data, &mut sample);
+            } else if name == self.timestep {
+                std::mem::swap(data, &mut timestep);
+            }
+        }
+        target
     }
 
     /// Rows with noise that is always the same, to judge or to calibrate on; the
     /// actions become what the network should say. Windows are put together.
     /// `draw` tells sets of rows apart.
     #[must_use]
-    pub fn noised(&self, rows: &Rows, draw: u64) -> Rows {
+    pub fn noised(&self, rows: Rows, draw: u64) -> Rows {
         let mut actions = Vec::new();
         (0..rows.n_rows()).for_each(|row| rows.expert(row, &mut actions, &mut Vec::new()));
         let len = rows.expert_len().unwrap_or(0);
-        let (mut sample, mut timestep, mut target) = (Vec::new(), Vec::new(), Vec::new());
-        let out = Noised { sample: &mut sample, timestep: &mut timestep, target: &mut target };
-        self.fill(generator(self.seed, Purpose::JudgeDenoise, draw), &actions, len, out);
-        let mut noised = Rows { windows: None, ..rows.clone() };
-        for column in &mut noised.observations {
-            if column.name == self.sample {
-                column.data = std::mem::take(&mut sample);
-            } else if column.name == self.timestep {
-                column.data = std::mem::take(&mut timestep);
-            }
-        }
-        noised.actions = Some(Column { name: "actions".to_owned(), row_len: len, data: target });
-        noised
+        let noised = self.draw(generator(self.seed, Purpose::JudgeDenoise, draw), &actions, len);
+        let mut rows = Rows { windows: None, ..rows };
+        let columns = rows.observations.iter_mut().map(|column| (column.name.as_str(), &mut column.data));
+        let target = self.place(noised, columns);
+        rows.actions = Some(Column { name: "actions".to_owned(), row_len: len, data: target });
+        rows
     }
 
-    fn fill(&self, mut generator: ChaCha8Rng, actions: &[f32], len: usize, out: Noised<'_>) {
-        let Noised { sample, timestep, target } = out;
-        sample.clear();
-        timestep.clear();
-        target.clear();
+    fn draw(&self, mut generator: ChaCha8Rng, actions: &[f32], len: usize) -> Noised {
+        let Noised { mut sample, mut timestep, mut target } = Noised::default();
         for action in actions.chunks_exact(len.max(1)) {
             let unit = (generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
             let time = self.process.time(unit);
@@ -111,6 +120,7 @@ impl Denoise {
                 target.push((time.target_signal * a + time.target_noise * noise) as f32);
             }
         }
+        Noised { sample, timestep, target }
     }
 }
 
@@ -166,9 +176,7 @@ mod tests {
 
     /// Sample, time and target of 4000 rows of one action, 0.5.
     fn drawn(denoise: &Denoise, step: u64) -> [Vec<f32>; 3] {
-        let (mut sample, mut timestep, mut target) = (Vec::new(), Vec::new(), Vec::new());
-        let out = Noised { sample: &mut sample, timestep: &mut timestep, target: &mut target };
-        denoise.batch(step, &[0.5; 4000], 1, out);
+        let Noised { sample, timestep, target } = denoise.batch(step, &[0.5; 4000], 1);
         [sample, timestep, target]
     }
 
@@ -213,7 +221,7 @@ mod tests {
             actions: Some(column("actions", 4)),
             ..Rows::default()
         };
-        let noised = denoise.noised(&rows, 0);
+        let noised = denoise.noised(rows.clone(), 0);
         assert_eq!(noised.observations[0], rows.observations[0]);
         assert_ne!(noised.observations[1], rows.observations[1]);
         // The network should say what the clean action is.

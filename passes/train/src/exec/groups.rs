@@ -4,12 +4,11 @@
 //! `n`. Sums run over `k` from 0, one element at a time, so they are the same bits
 //! for every number of threads, and exact for codes.
 
-use rayon::prelude::*;
-
-use super::{gemm, gemm::Matrix, lanes::wide};
-
-/// Elements of a result that one thread takes at a time.
-const PIECE: usize = 1 << 14;
+use super::{
+    gemm,
+    gemm::Matrix,
+    lanes::{pieces, wide},
+};
 
 /// The product; one group is a product of matrices. `dims` are rows, channels
 /// and the features of a group.
@@ -37,9 +36,8 @@ pub(super) fn product<T: gemm::Real + Send + Sync + std::ops::AddAssign + std::o
         return Ok(());
     }
     let channels = (n / groups).max(1);
-    let rows = (PIECE / n).max(1);
-    let piece = |index: usize, out: &mut [T]| {
-        let first = index * rows;
+    pieces(threads, n, out, |start, out| {
+        let first = start / n;
         wide(
             #[inline(always)]
             || {
@@ -55,12 +53,7 @@ pub(super) fn product<T: gemm::Real + Send + Sync + std::ops::AddAssign + std::o
                 }
             },
         );
-    };
-    if threads > 1 {
-        out.par_chunks_mut(rows * n).enumerate().for_each(|(index, out)| piece(index, out));
-    } else {
-        out.chunks_mut(rows * n).enumerate().for_each(|(index, out)| piece(index, out));
-    }
+    });
     Ok(())
 }
 

@@ -21,7 +21,7 @@ pub(super) fn wide<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// Calls `f(first element, piece)` for pieces of whole rows of `n` elements.
-pub(super) fn pieces(threads: usize, n: usize, out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+pub(super) fn pieces<T: Send>(threads: usize, n: usize, out: &mut [T], f: impl Fn(usize, &mut [T]) + Sync) {
     let size = (PIECE / n.max(1)).max(1) * n.max(1);
     if threads > 1 && out.len() > size {
         out.par_chunks_mut(size).enumerate().for_each(|(i, piece)| f(i * size, piece));

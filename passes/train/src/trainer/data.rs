@@ -4,7 +4,7 @@ use super::TrainError;
 use crate::{
     Head,
     batches::{Column, Noise, Rows, Sampler},
-    denoise::{Denoise, Noised},
+    denoise::Denoise,
     forward::Forward,
     options::TrainOptions,
     setup::Source,
@@ -99,17 +99,8 @@ impl Data {
         let Some(changed) = &mut self.changed else { return Ok(()) };
         if let Some(denoise) = &changed.denoise {
             let len = self.rows.expert_len().unwrap_or(0);
-            let (mut sample, mut timestep, mut target) = (Vec::new(), Vec::new(), Vec::new());
-            let out = Noised { sample: &mut sample, timestep: &mut timestep, target: &mut target };
-            denoise.batch(step, &self.expert, len, out);
-            self.expert = target;
-            for (batch, column) in self.observations.iter_mut().zip(&self.rows.observations) {
-                if column.name == denoise.sample {
-                    std::mem::swap(batch, &mut sample);
-                } else if column.name == denoise.timestep {
-                    std::mem::swap(batch, &mut timestep);
-                }
-            }
+            let columns = self.rows.observations.iter().map(|column| column.name.as_str()).zip(&mut self.observations);
+            self.expert = denoise.place(denoise.batch(step, &self.expert, len), columns);
         }
         if let Some(noise) = &changed.noise {
             noise.add(step, &mut self.observations);

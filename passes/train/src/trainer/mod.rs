@@ -16,7 +16,7 @@ mod judge;
 use std::collections::BTreeMap;
 
 use qail_ir::{
-    DType, Elem, Graph,
+    Graph,
     interp::{InterpError, Tensor},
 };
 
@@ -268,7 +268,10 @@ impl Trainer {
         if train.n_rows() == 0 || held_out.n_rows() == 0 {
             return Err(TrainError::NoRows);
         }
-        let held_out = denoise.as_ref().map_or_else(|| held_out.clone(), |denoise| denoise.noised(&held_out, 0));
+        let held_out = match &denoise {
+            Some(denoise) => denoise.noised(held_out, 0),
+            None => held_out,
+        };
         let mut notes = Vec::new();
         let mut parameters = parameters(prepared, samples)?;
         let (windows, of_teacher) = (unrolled(prepared, window)?, unrolled(teacher, window)?);
@@ -516,7 +519,6 @@ impl Trainer {
     }
 }
 
-/// The noise of a run; integers are left as they are.
 /// Several steps of a recurrent policy as one graph; none for one step.
 fn unrolled(graph: &Graph, window: usize) -> Result<Option<Graph>, TrainError> {
     if window <= 1 {
@@ -527,13 +529,13 @@ fn unrolled(graph: &Graph, window: usize) -> Result<Option<Graph>, TrainError> {
     Ok(Some(crate::unroll(graph, &states.collect::<Vec<_>>(), window).map_err(Box::new)?))
 }
 
+/// The noise of a run; integers are left as they are.
 fn noise(train: &Rows, teacher: &Graph, denoise: Option<&Denoise>, options: &TrainOptions) -> Option<Noise> {
     let is_exact = |name: &str| {
         if denoise.is_some_and(|denoise| denoise.sample == name || denoise.timestep == name) {
             return true;
         }
-        let input = teacher.inputs().iter().find(|&&id| teacher.node(id).name == name);
-        input.is_some_and(|id| teacher.ty(id.value()).elem != Elem::Plain(DType::F32))
+        teacher.input_named(name).is_some_and(|input| !teacher.ty(input).is_f32())
     };
     (options.obs_noise > 0.0).then(|| Noise::new(train, options.obs_noise, options.seed).except(train, is_exact))
 }
