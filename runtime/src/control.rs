@@ -179,9 +179,11 @@ impl Controller {
     ///
     /// # Errors
     /// If the session fails, or if what it computed is not finite. Then `action`
-    /// keeps its old contents, and everything that was computed before stays as
-    /// it was: the step has not happened, and the next call is the same step
-    /// again. What to do in the meantime is the caller's choice.
+    /// keeps its old contents, and so do the actions of earlier steps: for them
+    /// the step has not happened, and the next call is the same step again. What
+    /// to do in the meantime is the caller's choice. Where the session computed
+    /// something, its states and its noise have moved on: `reset` them if they
+    /// may have taken in what is not finite.
     pub fn act(&mut self, inputs: &[TensorView<'_>], action: &mut [f32]) -> Result<Acted, ControlError> {
         if action.len() != self.n_action {
             return Err(ControlError::Length { expected: self.n_action, found: action.len() });
@@ -301,9 +303,8 @@ impl Ensemble {
 
     /// Takes in the chunk of this step.
     fn add(&mut self, chunk: &[f32]) {
-        let (ahead, behind) = (self.counts.len() - self.head, self.head);
         // Of the ring, this row to the last one, then the first to the one before this.
-        let places = (self.head..self.head + ahead).chain(0..behind);
+        let places = (self.head..self.counts.len()).chain(0..self.head);
         for (place, row) in places.zip(chunk.chunks_exact(self.n_action.max(1))) {
             let Some(count) = self.counts.get_mut(place) else { continue };
             let weight = self.weights.get(*count).copied().unwrap_or(0.0);

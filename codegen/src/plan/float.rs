@@ -71,10 +71,10 @@ impl Builder<'_> {
         placement: &Placement,
     ) -> Result<(), CodegenError> {
         let [x, w, s, b] = self.operands(node)?;
-        let &[k, n] = &self.constant(node, w, "weight")?.ty.shape[..] else {
+        let constant = self.constant(node, w, "weight")?;
+        let &[k, n] = &constant.ty.shape[..] else {
             return Err(self.unsupported(node, "weights that are no matrix"));
         };
-        let constant = self.constant(node, w, "weight")?;
         let x = self.tensor_of(node, x, Place::Device)?;
         let weight = match constant.ty.scheme() {
             Some(scheme) if scheme.signed && scheme.bits <= 8 => {

@@ -31,7 +31,7 @@ use std::{
 
 use qail_artifact::{
     WriteError, Writer,
-    schema::{EntryPoint, Manifest, Place, Port, Section, Step, Storage, step},
+    schema::{EntryPoint, GROUPS_FEATURE, Manifest, Place, Port, REPEAT_FEATURE, Section, Step, Storage, step},
 };
 use qail_ir::{DType, Graph, NodeId, Op};
 
@@ -184,11 +184,11 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
     let arenas = memory::plan(&builder.steps, &mut builder.tensors, &ports, turns.range())?;
     let kernels = if options.shaders { dispatch::assign(&mut builder)? } else { Vec::new() };
     let Builder { sections, tensors, steps, .. } = builder;
-    let is_new = graph.repeat.is_some() || !graph.states.is_empty() || !entry.noise.is_empty();
-    let min_reader = if is_new { 3 } else { min_reader(&steps) };
+    let is_scheduled = graph.repeat.is_some() || !graph.states.is_empty() || !entry.noise.is_empty();
+    let min_reader = if is_scheduled { 3 } else { min_reader(&steps) };
     let mut required_features = required_features(&steps);
     if graph.repeat.is_some() {
-        required_features.push("repeat".to_owned());
+        required_features.push(REPEAT_FEATURE.to_owned());
     }
     let turn = graph.repeat.as_ref().and_then(|repeat| repeat.turn.as_deref());
     let turn = turn.and_then(|name| by_node.get(&graph.input_named(name)?.node)).copied();
@@ -220,32 +220,31 @@ pub fn build(graph: &Graph, options: &BuildOptions) -> Result<Plan, CodegenError
 /// What a reader must know beside its version.
 fn required_features(steps: &[Step]) -> Vec<String> {
     let in_groups = steps.iter().any(|step| matches!(step.op, Some(step::Op::QGroups(_))));
-    in_groups.then(|| "groups".to_owned()).into_iter().collect()
+    in_groups.then(|| GROUPS_FEATURE.to_owned()).into_iter().collect()
 }
 
 /// Oldest reader that knows every step: 1 for what matrix products and functions
 /// of numbers take, 3 for rotary embeddings, modulation and products in groups.
 fn min_reader(steps: &[Step]) -> u32 {
-    let is_old = |op: &step::Op| match op {
+    let since = |is_old: bool| if is_old { 1 } else { 2 };
+    let reader = |op: &step::Op| match op {
         step::Op::Quantize(_)
         | step::Op::QLinear(_)
         | step::Op::Requantize(_)
         | step::Op::Dequantize(_)
         | step::Op::MatMul(_)
-        | step::Op::Repeat(_) => true,
+        | step::Op::Copy(_)
+        | step::Op::Repeat(_) => 1,
         step::Op::Linear(step::Linear { act, .. }) | step::Op::LinearWq(step::LinearWq { act, .. }) => {
-            act.is_none_or(|f| f.kind <= step::FunctionKind::Identity.into())
+            since(act.is_none_or(|f| f.kind <= step::FunctionKind::Identity.into()))
         }
-        step::Op::Unary(op) => op.f.kind <= step::FunctionKind::Identity.into(),
-        step::Op::Binary(op) => op.range.is_none() && op.f <= step::BinaryKind::Max.into(),
-        step::Op::Copy(_) => true,
-        step::Op::Reduce(op) => op.range.is_none() && op.f <= step::ReduceKind::Max.into(),
+        step::Op::Unary(op) => since(op.f.kind <= step::FunctionKind::Identity.into()),
+        step::Op::Binary(op) => since(op.range.is_none() && op.f <= step::BinaryKind::Max.into()),
+        step::Op::Reduce(op) => since(op.range.is_none() && op.f <= step::ReduceKind::Max.into()),
         step::Op::Unfold(_)
         | step::Op::Softmax(_)
         | step::Op::Normalize(_)
         | step::Op::Attention(_)
-        | step::Op::Rope(_)
-        | step::Op::Film(_)
         | step::Op::Compare(_)
         | step::Op::Where(_)
         | step::Op::Gather(_)
@@ -253,18 +252,10 @@ fn min_reader(steps: &[Step]) -> u32 {
         | step::Op::Order(_)
         | step::Op::Scan(_)
         | step::Op::Cast(_)
-        | step::Op::QAdd(_)
-        | step::Op::QGroups(_) => false,
+        | step::Op::QAdd(_) => 2,
+        step::Op::Rope(_) | step::Op::Film(_) | step::Op::QGroups(_) => 3,
     };
-    let is_new = |op: &step::Op| matches!(op, step::Op::Rope(_) | step::Op::Film(_) | step::Op::QGroups(_));
-    let ops = || steps.iter().filter_map(|step| step.op.as_ref());
-    if ops().any(is_new) {
-        3
-    } else if ops().all(is_old) {
-        1
-    } else {
-        2
-    }
+    steps.iter().filter_map(|step| step.op.as_ref()).map(reader).max().unwrap_or(1)
 }
 
 impl Builder<'_> {

@@ -18,7 +18,10 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::{ArtifactError, schema::CHUNK_FEATURE};
+use crate::{
+    ArtifactError,
+    schema::{CHUNK_FEATURE, GROUPS_FEATURE, REPEAT_FEATURE},
+};
 
 /// First bytes of a file.
 pub const MAGIC: [u8; 8] = *b"\x89QAIL\r\n\x1a";
@@ -28,7 +31,7 @@ pub const FORMAT_VERSION: u32 = 1;
 /// 2 has the steps of convolutional and transformer policies, 3 has states and repeats.
 pub const READER_VERSION: u32 = 3;
 /// Features that this reader knows by name.
-pub const KNOWN_FEATURES: [&str; 3] = ["groups", "repeat", CHUNK_FEATURE];
+pub const KNOWN_FEATURES: [&str; 3] = [GROUPS_FEATURE, REPEAT_FEATURE, CHUNK_FEATURE];
 /// Alignment of sections and manifest in bytes.
 pub const SECTION_ALIGN: usize = 64;
 /// Largest manifest. An empty message takes 2 bytes in the file and up to 250

@@ -12,56 +12,61 @@ use crate::{RunError, RuntimeError, memory::HostMemory};
 pub(super) struct Rope {
     operands: [Source; 3],
     out: usize,
-    /// Over the first elements of all pairs, in the three operands and the result.
-    pairs: Walk<4>,
-    /// From the first element of a pair to the second.
-    second: [isize; 4],
+    /// Elements of a row of the result.
+    width: usize,
+    /// Over the first elements of all pairs, in the three operands.
+    pairs: Walk<3>,
+    /// From the first element of a pair to the second, in the three operands.
+    second: [isize; 3],
+    /// From a pair to the next one, and inside of a pair, in a row of the result.
+    steps: [usize; 2],
 }
 
 impl Rope {
     pub(super) fn new(cx: &Prepare<'_>, op: &step::Rope) -> Result<Self, RuntimeError> {
         let bad = || RuntimeError::Internal("a row has no pairs");
         let mut shape = cx.tensor(op.out)?.shape.clone();
-        let mut dense = vec![1i64; shape.len()];
-        for axis in (1..shape.len()).rev() {
-            let row = shape.get(axis).and_then(|&extent| i64::try_from(extent).ok());
-            let behind = dense.get(axis).zip(row).and_then(|(stride, extent)| stride.checked_mul(extent));
-            *dense.get_mut(axis - 1).ok_or_else(bad)? = behind.ok_or_else(bad)?;
+        let last = shape.last_mut().ok_or_else(bad)?;
+        let (width, half) = (*last, *last / 2);
+        if half == 0 {
+            return Err(bad());
         }
-        let width = shape.last_mut().ok_or_else(bad)?;
-        let half = *width / 2;
-        *width = half;
-        let (step, apart) = if op.interleaved { (2, 1) } else { (1, half) };
-        let mut strides = [op.x.strides.clone(), op.cos.strides.clone(), op.sin.strides.clone(), dense];
-        let mut second = [0isize; 4];
+        *last = half;
+        let steps = if op.interleaved { [2, 1] } else { [1, half] };
+        let [step, apart] = steps.map(i64::try_from);
+        let (step, apart) = (step.map_err(|_| bad())?, apart.map_err(|_| bad())?);
+        let mut strides = [op.x.strides.clone(), op.cos.strides.clone(), op.sin.strides.clone()];
+        let mut second = [0isize; 3];
         for (strides, second) in strides.iter_mut().zip(&mut second) {
             let last = strides.last_mut().ok_or_else(bad)?;
-            let one = isize::try_from(*last).map_err(|_| bad())?;
-            *second = isize::try_from(apart).ok().and_then(|apart| one.checked_mul(apart)).ok_or_else(bad)?;
+            let between = last.checked_mul(apart).ok_or_else(bad)?;
+            *second = isize::try_from(between).map_err(|_| bad())?;
             *last = last.checked_mul(step).ok_or_else(bad)?;
         }
-        let offsets = [op.x.offset, op.cos.offset, op.sin.offset, 0];
+        let offsets = [op.x.offset, op.cos.offset, op.sin.offset];
         let operands = [Source::new(cx, &op.x)?, Source::new(cx, &op.cos)?, Source::new(cx, &op.sin)?];
         let pairs = Walk::new(shape, strides.each_ref().map(Vec::as_slice), offsets)?;
-        Ok(Self { operands, out: op.out as usize, pairs, second })
+        Ok(Self { operands, out: op.out as usize, width, pairs, second, steps })
     }
 
     pub(super) fn run(&self, file: &[u8], memory: &mut HostMemory) -> Result<(), RunError> {
         let (out, others) = memory.split(self.out);
         let [x, cos, sin] = self.operands.each_ref().map(|operand| operand.bytes(file, &others));
-        let out = floats_mut(out)?;
-        self.pairs.rows(|[x_start, cos_start, sin_start, out_start], len, [x_step, cos_step, sin_step, out_step]| {
-            for i in 0..len as isize {
+        let mut rows = floats_mut(out)?.chunks_exact_mut(self.width);
+        let [step, apart] = self.steps;
+        self.pairs.rows(|[x_start, cos_start, sin_start], len, [x_step, cos_step, sin_step]| {
+            let row = rows.next()?;
+            for i in 0..len {
                 let pair = |bytes, start: isize, step: isize, second: isize| {
-                    let at = start + i * step;
+                    let at = start + i as isize * step;
                     Some((float_at(bytes, at)?, float_at(bytes, at + second)?))
                 };
                 let (x0, x1) = pair(x, x_start, x_step, self.second[0])?;
                 let (cos0, cos1) = pair(cos, cos_start, cos_step, self.second[1])?;
                 let (sin0, sin1) = pair(sin, sin_start, sin_step, self.second[2])?;
-                let at = out_start + i * out_step;
-                *out.get_mut(usize::try_from(at).ok()?)? = x0 * cos0 + -x1 * sin0;
-                *out.get_mut(usize::try_from(at + self.second[3]).ok()?)? = x1 * cos1 + x0 * sin1;
+                let at = i * step;
+                *row.get_mut(at)? = x0 * cos0 + -x1 * sin0;
+                *row.get_mut(at + apart)? = x1 * cos1 + x0 * sin1;
             }
             Some(())
         })

@@ -155,7 +155,7 @@ impl Session {
         }
         self.compute(inputs)?;
         for (port, view) in self.outputs.iter().zip(outputs.iter_mut()) {
-            copy_output(&self.memory, port, view.bytes_mut())?;
+            copy_out(&self.memory, port.tensor, view.bytes_mut())?;
         }
         Ok(())
     }
@@ -169,9 +169,7 @@ impl Session {
         }
         self.check_states()?;
         for (port, view) in self.inputs.iter().zip(inputs) {
-            let bytes = view.bytes();
-            let to = self.memory.bytes_mut(port.tensor).get_mut(..bytes.len());
-            to.ok_or(RunError::Internal("an input is longer than its tensor"))?.copy_from_slice(bytes);
+            copy_in(&mut self.memory, port.tensor, view.bytes())?;
         }
         self.noise.draw(&mut self.memory)?;
         for segment in &self.plan.segments {
@@ -187,7 +185,7 @@ impl Session {
     pub(crate) fn read_output(&self, output: usize, to: &mut [f32]) -> Result<(), RunError> {
         let port = self.outputs.get(output).ok_or(RunError::Internal("an output is gone"))?;
         check_port(port, Storage::F32, to.len())?;
-        copy_output(&self.memory, port, bytemuck::cast_slice_mut(to))
+        copy_out(&self.memory, port.tensor, bytemuck::cast_slice_mut(to))
     }
 
     /// Names of all tensors, in the order of the file.
@@ -240,9 +238,7 @@ impl Session {
     fn fetch(&mut self, name: &str) -> Result<usize, RunError> {
         let index = self.plan.tensors.iter().position(|tensor| tensor.name == name);
         let index = index.filter(|_| self.keep_intermediates).ok_or_else(|| RunError::NoTensor(name.to_owned()))?;
-        if self.plan.left_on_device.binary_search(&index).is_ok() {
-            self.device.fetch(&self.plan, index, &mut self.memory)?;
-        }
+        self.fetch_tensor(index)?;
         Ok(index)
     }
 }
@@ -274,9 +270,17 @@ fn port(plan: &Plan, name: &str, tensor: u32, lower: &[f64], upper: &[f64]) -> R
     })
 }
 
-fn copy_output(memory: &HostMemory, port: &PortInfo, to: &mut [u8]) -> Result<(), RunError> {
-    let from = memory.bytes(port.tensor).get(..to.len());
-    to.copy_from_slice(from.ok_or(RunError::Internal("an output is longer than its tensor"))?);
+/// The elements of a port from the mirror of its tensor.
+fn copy_out(memory: &HostMemory, tensor: usize, to: &mut [u8]) -> Result<(), RunError> {
+    let from = memory.bytes(tensor).get(..to.len());
+    to.copy_from_slice(from.ok_or(RunError::Internal("a port is longer than its tensor"))?);
+    Ok(())
+}
+
+/// The elements of a port into the mirror of its tensor.
+fn copy_in(memory: &mut HostMemory, tensor: usize, from: &[u8]) -> Result<(), RunError> {
+    let to = memory.bytes_mut(tensor).get_mut(..from.len());
+    to.ok_or(RunError::Internal("a port is longer than its tensor"))?.copy_from_slice(from);
     Ok(())
 }
 

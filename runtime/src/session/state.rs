@@ -7,8 +7,11 @@
 
 use qail_artifact::Storage;
 
-use super::{Session, check_port};
-use crate::{PortInfo, RunError, TensorView, TensorViewMut, plan::PlanState};
+use super::{Session, check_port, copy_in, copy_out};
+use crate::{
+    PortInfo, RunError, TensorView, TensorViewMut,
+    plan::{PlanState, PlanTensor},
+};
 
 impl Session {
     /// What is kept from run to run: names, types and shapes.
@@ -45,8 +48,8 @@ impl Session {
         }
         for index in 0..self.plan.states.len() {
             let Some((state, port)) = self.plan.states.get(index).zip(self.states.get(index)) else { continue };
-            let (tensor, runs) = (state.tensor, Runs::of(state, port, element));
-            self.fetch_state(tensor)?;
+            let (tensor, runs) = (state.tensor, Runs::of(state, port, element, self.plan.tensors.get(state.tensor)));
+            self.fetch_tensor(tensor)?;
             let bytes = self.memory.bytes_mut(tensor);
             for start in runs.starts() {
                 bytes.get_mut(start..start + runs.len).unwrap_or_default().fill(0);
@@ -63,11 +66,8 @@ impl Session {
     /// [`RunError::NoState`], a buffer of another type or length, or a device that fails.
     pub fn read_state(&mut self, name: &str, mut out: TensorViewMut<'_>) -> Result<(), RunError> {
         let tensor = self.checked_state(name, out.storage(), out.len())?;
-        self.fetch_state(tensor)?;
-        let to = out.bytes_mut();
-        let from = self.memory.bytes(tensor).get(..to.len());
-        to.copy_from_slice(from.ok_or(RunError::Internal("a state is longer than its tensor"))?);
-        Ok(())
+        self.fetch_tensor(tensor)?;
+        copy_out(&self.memory, tensor, out.bytes_mut())
     }
 
     /// Sets a state: to go on from a recorded step.
@@ -77,9 +77,7 @@ impl Session {
     /// As [`Session::read_state`].
     pub fn write_state(&mut self, name: &str, value: TensorView<'_>) -> Result<(), RunError> {
         let tensor = self.checked_state(name, value.storage(), value.len())?;
-        let from = value.bytes();
-        let to = self.memory.bytes_mut(tensor).get_mut(..from.len());
-        to.ok_or(RunError::Internal("a state is longer than its tensor"))?.copy_from_slice(from);
+        copy_in(&mut self.memory, tensor, value.bytes())?;
         self.device.store(&self.plan, tensor, &self.memory)
     }
 
@@ -94,8 +92,8 @@ impl Session {
         }
     }
 
-    /// Brings a state into the mirror if its newest value is elsewhere.
-    fn fetch_state(&mut self, tensor: usize) -> Result<(), RunError> {
+    /// Brings a tensor into the mirror if its newest value is elsewhere.
+    pub(super) fn fetch_tensor(&mut self, tensor: usize) -> Result<(), RunError> {
         if self.plan.left_on_device.binary_search(&tensor).is_err() {
             return Ok(());
         }
@@ -141,12 +139,8 @@ struct Runs {
 }
 
 impl Runs {
-    fn of(state: &PlanState, port: &PortInfo, element: usize) -> Self {
-        let size = match port.storage {
-            Storage::I64 => 8,
-            Storage::U8 | Storage::I8 => 1,
-            Storage::F32 | Storage::I32 | Storage::I16 | Storage::Unspecified => 4,
-        };
+    fn of(state: &PlanState, port: &PortInfo, element: usize, tensor: Option<&PlanTensor>) -> Self {
+        let size = tensor.map_or(0, PlanTensor::element_bytes);
         let axis = state.element_axis.unwrap_or(0);
         let inner: usize = port.shape.iter().skip(axis + 1).product();
         let (len, extent) = (inner * size, extent(state, port));

@@ -17,6 +17,11 @@ mod window;
 
 pub use control::{CHUNK_FEATURE, Chunk, Control, MAX_ENSEMBLE_EXPONENT};
 
+/// Steps of a graph may run several times, see [`step::Repeat`].
+pub const REPEAT_FEATURE: &str = "repeat";
+/// Integer products in groups of channels, see [`step::QGroups`].
+pub const GROUPS_FEATURE: &str = "groups";
+
 /// Root of the manifest.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Manifest {
@@ -65,6 +70,13 @@ pub struct Manifest {
     /// What a control loop makes of the outputs, if anything was said about it.
     #[prost(message, optional, tag = "17")]
     pub control: Option<Control>,
+}
+
+impl Manifest {
+    /// True if a reader has to know the feature.
+    pub fn requires(&self, feature: &str) -> bool {
+        self.required_features.iter().any(|required| required == feature)
+    }
 }
 
 /// A checked byte range of the file, 64-byte aligned.

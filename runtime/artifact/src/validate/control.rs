@@ -8,7 +8,7 @@ use crate::{
 
 /// Checks what a manifest says about control.
 pub(super) fn check(manifest: &Manifest, tensors: &[TensorInfo]) -> Check {
-    let has_feature = manifest.required_features.iter().any(|feature| feature == CHUNK_FEATURE);
+    let has_feature = manifest.requires(CHUNK_FEATURE);
     let Some(control) = &manifest.control else {
         return if has_feature { refuse("needs the feature `chunk` and has none") } else { Ok(()) };
     };

@@ -3,7 +3,7 @@
 use super::{Check, EntryCheck, ints, size, step_error};
 use crate::{
     ArtifactError, pack,
-    schema::{Layout, Step, Storage, step},
+    schema::{GROUPS_FEATURE, Layout, Step, Storage, step},
 };
 
 /// Codes of 16 bits: the range of two balanced planes of bytes.
@@ -48,7 +48,7 @@ impl EntryCheck<'_> {
     }
 
     pub(super) fn q_groups(&self, step: &Step, op: &step::QGroups) -> Check {
-        if !self.manifest.required_features.iter().any(|feature| feature == "groups") {
+        if !self.manifest.requires(GROUPS_FEATURE) {
             return Err(step_error(step, "has groups without the feature `groups`"));
         }
         let (k, n, rows) = (size(step, op.k)?, size(step, op.n)?, size(step, op.rows)?);

@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     Artifact, ArtifactError,
-    schema::{BindingSource, EntryPoint, Layout, Manifest, Place, Port, Step, Storage, step},
+    schema::{BindingSource, EntryPoint, Layout, Manifest, Place, Port, REPEAT_FEATURE, Step, Storage, step},
 };
 use tensor::TensorInfo;
 
@@ -271,7 +271,7 @@ impl<'a> EntryCheck<'a> {
     }
 
     fn repeat(&mut self, step: &Step, repeat: &'a step::Repeat, turns: u64) -> Check {
-        if !self.manifest.required_features.iter().any(|feature| feature == "repeat") {
+        if !self.manifest.requires(REPEAT_FEATURE) {
             return Err(step_error(step, "repeats without the feature `repeat`"));
         }
         let turns = turns
