@@ -11,27 +11,20 @@ use qailc::data::{Npz, write_npz};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use support::command;
+use support::say;
 
 const ACT: &str = "$POLICIES/metaworld/act_push_small.onnx";
 const LENGTH: usize = 20;
 const N_ACTION: usize = 4;
 
-/// Exit code, stdout and stderr.
-fn say(folder: &TempDir, args: &[&str]) -> (i32, String, String) {
-    let output = command(folder.path(), args).output().unwrap();
-    let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    (output.status.code().unwrap_or(-1), out, err)
-}
-
 fn good(folder: &TempDir, args: &[&str]) -> String {
-    let (code, out, err) = say(folder, args);
+    let (code, out, err) = say(folder.path(), args);
     assert_eq!(code, 0, "{args:?}: {err}");
     out + &err
 }
 
 fn json(folder: &TempDir, args: &[&str]) -> Value {
-    let (code, out, err) = say(folder, &[&["--json", "-q"], args].concat());
+    let (code, out, err) = say(folder.path(), &[&["--json", "-q"], args].concat());
     assert_eq!(code, 0, "{args:?}: {err}");
     serde_json::from_str(&out).unwrap()
 }
@@ -73,7 +66,7 @@ fn control(folder: &TempDir, artifact: &str) -> Value {
 fn chunks_are_said_or_guessed_and_flags_win() {
     let folder = TempDir::new().unwrap();
     record(&folder);
-    let compile = |more: &[&str]| say(&folder, &[&["compile", ACT, "-b", "f32", "-o", "a.qail"], more].concat());
+    let compile = |more: &[&str]| say(folder.path(), &[&["compile", ACT, "-b", "f32", "-o", "a.qail"], more].concat());
     // Nobody said anything, and no recorded action shows that the output has several.
     assert_eq!(compile(&[]).0, 0);
     assert_eq!(control(&folder, "a.qail"), Value::Null);
@@ -97,13 +90,13 @@ fn chunks_are_said_or_guessed_and_flags_win() {
     assert!(good(&folder, &["inspect", "a.qail"]).contains("one in every step, their mean weighed by exp(-0.01 i)"));
     let (code, _, said) = compile(&["--chunk-length", "10"]);
     assert!(code == 2 && said.contains("holds 20 actions: leave the length out"), "{said}");
-    let (code, _, said) = say(&folder, &["check", ACT, "--policy", "policy.toml", "-b", "f32"]);
+    let (code, _, said) = say(folder.path(), &["check", ACT, "--policy", "policy.toml", "-b", "f32"]);
     assert_eq!(code, 0, "{said}");
     std::fs::write(folder.path().join("policy.toml"), "[chunk]\nlength = 21\n").unwrap();
-    assert_eq!(say(&folder, &["check", ACT, "--policy", "policy.toml", "-b", "f32"]).0, 2);
+    assert_eq!(say(folder.path(), &["check", ACT, "--policy", "policy.toml", "-b", "f32"]).0, 2);
     // An action of one step is no chunk of three.
     let hopper = ["compile", support::EXPERT, "-b", "f32", "--chunk-length", "3", "-o", "b.qail"];
-    assert_eq!(say(&folder, &hopper).0, 2);
+    assert_eq!(say(folder.path(), &hopper).0, 2);
 }
 
 #[test]
@@ -138,7 +131,8 @@ fn run_gives_outputs_or_one_action_a_step() {
         let at = (step - row) * LENGTH * N_ACTION + row * N_ACTION;
         assert_eq!(action, &raw[at..at + N_ACTION], "step {step}");
     }
-    let (code, _, said) = say(&folder, &["run", "a.qail", "--input", "one.npz", "--actions", "--dump-codes", "c.npz"]);
+    let (code, _, said) =
+        say(folder.path(), &["run", "a.qail", "--input", "one.npz", "--actions", "--dump-codes", "c.npz"]);
     assert!(code == 2 && said.contains("--dump-codes"), "{said}");
 }
 
@@ -160,10 +154,10 @@ fn a_model_and_its_artifact_give_the_same_actions_in_a_closed_loop() {
     assert!(changes[0] != changes[1] && changes[1] != changes[2], "it matters how chunks are given out: {changes:?}");
     // A whole chunk is no action of the environment.
     good(&folder, &["compile", ACT, "-b", "f32", "-o", "a.qail"]);
-    let (code, _, said) = say(&folder, &["eval", "a.qail", "--env", "cmd:$TOY 39 4 50", "--episodes", "1"]);
+    let (code, _, said) = say(folder.path(), &["eval", "a.qail", "--env", "cmd:$TOY 39 4 50", "--episodes", "1"]);
     assert!(code == 2 && said.contains("has 80 elements of F32, the action of the environment has 4"), "{said}");
     good(&folder, &["compile", ACT, "-b", "f32", "--chunk-length", "20", "-o", "a.qail"]);
-    let (code, _, said) = say(&folder, &["eval", "a.qail", "--env", "cmd:$TOY 39 3 50", "--episodes", "1"]);
+    let (code, _, said) = say(folder.path(), &["eval", "a.qail", "--env", "cmd:$TOY 39 3 50", "--episodes", "1"]);
     assert!(code == 2 && said.contains("has 4 elements in each of 20 actions"), "{said}");
 }
 
@@ -216,7 +210,7 @@ fn bench_tells_steps_that_compute_from_those_that_do_not() {
     assert!(text.contains("21 steps compute a chunk") && text.contains("184 steps give out a row"), "{text}");
     // The gate looks at what computes, which is a tenth of the steps.
     let (code, _, said) =
-        say(&folder, &["bench", "a.qail", "--runs", "205", "--max-p99", &format!("{}", p50("giving"))]);
+        say(folder.path(), &["bench", "a.qail", "--runs", "205", "--max-p99", &format!("{}", p50("giving"))]);
     assert_eq!(code, 6, "{said}");
     good(&folder, &["compile", ACT, "-b", "f32", "--chunk-ensemble", "0.1", "-o", "a.qail"]);
     let chunk = json(&folder, &["bench", "a.qail", "--runs", "20"])["chunk"].clone();
@@ -242,7 +236,7 @@ fn a_checkpoint_gives_out_its_actions_as_it_was_trained_or_as_flags_say() {
     assert_eq!(control(&folder, "a.qail"), serde_json::json!({ "length": 20, "execute": 20, "ensemble": null }));
     good(&folder, &["compile", "a.ckpt", "--chunk-execute", "3", "-o", "c.qail"]);
     assert_eq!(control(&folder, "c.qail")["execute"], 3);
-    let (code, _, said) = say(&folder, &["compile", "a.ckpt", "--chunk-length", "3", "-o", "d.qail"]);
+    let (code, _, said) = say(folder.path(), &["compile", "a.ckpt", "--chunk-length", "3", "-o", "d.qail"]);
     assert!(code == 2 && said.contains("chunks of 20, not of 3"), "{said}");
     // How actions are given out does not need another training.
     let said = with(&["compile", ACT], &["--cache-dir", "cache", "--chunk-execute", "3", "-o", "e.qail"]);
@@ -253,5 +247,5 @@ fn a_checkpoint_gives_out_its_actions_as_it_was_trained_or_as_flags_say() {
     assert!(good(&folder, &chunks).contains("2 updates"));
     let other =
         ["train", ACT, "--demos", "one.npz", "-b", "w8a8", "--steps", "2", "--batch", "4", "-o", "f.ckpt", "--resume"];
-    assert_eq!(say(&folder, &other).0, 4);
+    assert_eq!(say(folder.path(), &other).0, 4);
 }

@@ -3,12 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
+#[path = "loops/models.rs"]
+#[allow(dead_code, reason = "each test crate uses a part of it")]
+mod models;
+mod support;
+
 use std::path::Path;
 
+use models::Numbers;
 use prost::Message;
 use qail_ir::{Op, interp::Interpreter};
 use qail_passes::Precision;
-use qail_runtime::{DeviceSpec, GpuBackend, GpuSpec, Isa, LoadOptions, Session, TensorView, TensorViewMut};
+use qail_runtime::{DeviceSpec, Isa, LoadOptions, Session, TensorView, TensorViewMut};
 use qailc::{
     data::NpzWriter,
     frontend::proto::{
@@ -16,20 +22,6 @@ use qailc::{
     },
     pipeline::{self, BuildOptions, Built, Silent},
 };
-
-/// Seeded numbers around zero.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 40) as f32 / (1u64 << 23) as f32) - 1.0
-    }
-
-    fn list(&mut self, n: usize, scale: f32) -> Vec<f32> {
-        (0..n).map(|_| scale * self.next()).collect()
-    }
-}
 
 /// Channels, height and width of an image.
 const IMAGE: [usize; 3] = [2, 10, 10];
@@ -107,11 +99,7 @@ fn compile(folder: &Path, precision: Precision) -> Built {
 fn devices() -> Vec<DeviceSpec> {
     let mut specs: Vec<DeviceSpec> =
         Isa::ALL.into_iter().filter(|isa| isa.is_present()).map(|isa| DeviceSpec::Cpu(Some(isa))).collect();
-    let vulkan = |index| DeviceSpec::Gpu(GpuSpec { backend: Some(GpuBackend::Vulkan), index: Some(index) });
-    let n_adapters = qail_runtime::adapters().len();
-    let required = std::env::var("QAILC_REQUIRE_ADAPTERS").ok().and_then(|n| n.parse().ok()).unwrap_or(0usize);
-    assert!(n_adapters >= required, "{n_adapters} Vulkan drivers, {required} required");
-    specs.extend((0..n_adapters).map(vulkan));
+    specs.extend(support::vulkan());
     specs
 }
 

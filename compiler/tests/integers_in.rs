@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
-use std::{path::Path, process::Command};
+mod support;
+
+use std::path::Path;
 
 use prost::Message;
 use qail_passes::Precision;
@@ -66,12 +68,6 @@ fn write_files(folder: &Path) {
     writer.finish().unwrap();
 }
 
-fn qailc(folder: &Path, args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_qailc")).args(args).current_dir(folder).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
-}
-
 #[test]
 fn images_and_commands_compile_in_every_precision() {
     let folder = tempfile::tempdir().unwrap();
@@ -94,13 +90,13 @@ fn outputs_keep_their_types() {
     let folder = tempfile::tempdir().unwrap();
     write_files(folder.path());
     let args = ["compile", "camera.onnx", "-b", "f32", "--demos", "demos.npz", "-o", "camera.qail"];
-    let (code, out, err) = qailc(folder.path(), &args);
+    let (code, out, err) = support::say(folder.path(), &args);
     assert_eq!(code, 0, "{err}");
     // What is only moved is not changed.
     for output in ["picture", "order"] {
         assert!(out.contains(&format!("output `{output}` against the teacher, 3 samples: mse 0.000e0")), "{out}");
     }
-    let (code, _, err) = qailc(folder.path(), &["run", "camera.qail", "--input", "demos.npz", "-o", "out.npz"]);
+    let (code, _, err) = support::say(folder.path(), &["run", "camera.qail", "--input", "demos.npz", "-o", "out.npz"]);
     assert_eq!(code, 0, "{err}");
     let (given, found) =
         (Npz::open(&folder.path().join("demos.npz")).unwrap(), Npz::open(&folder.path().join("out.npz")).unwrap());
@@ -110,7 +106,7 @@ fn outputs_keep_their_types() {
         let rows = found.info(output).unwrap().n_rows();
         assert_eq!(found.read_i64(output, 0..rows).unwrap(), given.read_i64(input, all).unwrap());
     }
-    let (_, out, _) = qailc(folder.path(), &["run", "camera.qail", "--input", "demos.npz", "--rows", "1"]);
+    let (_, out, _) = support::say(folder.path(), &["run", "camera.qail", "--input", "demos.npz", "--rows", "1"]);
     assert!(out.ends_with(&format!("0 37 74 111 {LARGE} 0\n")), "{out}");
 }
 
@@ -122,7 +118,7 @@ fn a_number_that_an_input_cannot_hold_is_named() {
     writer.add("image", &[2, 4], &[1f32, 2.0, 3.0, 4.0, 5.0, 0.5, 7.0, 8.0]).unwrap();
     writer.add("command", &[2, 2], &[1i64; 4]).unwrap();
     writer.finish().unwrap();
-    let (code, _, err) = qailc(folder.path(), &["compile", "camera.onnx", "--demos", "wrong.npz"]);
+    let (code, _, err) = support::say(folder.path(), &["compile", "camera.onnx", "--demos", "wrong.npz"]);
     assert_eq!(code, 4, "{err}");
     assert!(err.contains("array `image` has 0.5 at row 1, column 1"), "{err}");
 }

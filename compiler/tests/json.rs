@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use serde_json::Value;
 
-use support::{DEMOS, EXPERT};
+use support::{DEMOS, EXPERT, say};
 
 /// Arguments, exit code, and a field of the document. In this order: later rows
 /// read what earlier ones wrote.
@@ -62,12 +62,6 @@ const ROWS: &[(&[&str], i32, &str)] = &[
     (&["frobnicate"], 2, "/error"),
 ];
 
-fn qailc(folder: &Path, args: &[&str]) -> (i32, String, String) {
-    let output = support::command(folder, args).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
-}
-
 /// A recurrent network, which this version refuses.
 fn write_unsupported(path: &Path) {
     use prost::Message;
@@ -96,7 +90,7 @@ fn every_command_prints_one_document() {
     let folder = tempfile::tempdir().unwrap();
     write_unsupported(&folder.path().join("unsupported.onnx"));
     for (args, exit, field) in ROWS {
-        let (code, out, err) = qailc(folder.path(), &[&["--json"], *args].concat());
+        let (code, out, err) = say(folder.path(), &[&["--json"], *args].concat());
         assert_eq!(code, *exit, "{args:?}: {err}");
         // `from_str` refuses anything behind the first document.
         let document: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?}: {error}\n{out}"));
@@ -112,7 +106,7 @@ fn every_command_prints_one_document() {
 #[test]
 fn no_command_is_forgotten() {
     let folder = tempfile::tempdir().unwrap();
-    let (_, help, _) = qailc(folder.path(), &["--help"]);
+    let (_, help, _) = say(folder.path(), &["--help"]);
     let (_, commands) = help.split_once("Commands:\n").unwrap();
     let (commands, _) = commands.split_once("\n\n").unwrap();
     let known: BTreeSet<&str> = ROWS.iter().filter(|row| row.1 == 0).map(|(args, ..)| args[0]).collect();

@@ -7,8 +7,7 @@ use qail_ir::{ConstData, Constant, Graph, interp::Tensor};
 use qail_passes::{default_pipeline, pipeline::given_pipeline};
 
 use super::{
-    BuildOptions, PipelineError, Sample, Silent, control, deployed, given, head, layers, plan_of, run_passes, stages,
-    state,
+    BuildOptions, Opened, PipelineError, Sample, Silent, deployed, given, layers, opened, plan_of, run_passes,
 };
 
 /// A model that can be compiled.
@@ -31,24 +30,19 @@ pub struct Checked {
 /// # Errors
 /// Whatever [`super::compile`] would say about the model.
 pub fn check(model: &Path, options: &BuildOptions) -> Result<Checked, PipelineError> {
-    let mut imported = stages::import(model, options, &mut Silent)?;
-    imported.notes.extend(state::declare(&mut imported.graph, options.policy.states.as_ref())?);
-    let sampler = options.policy.sampler.as_ref().map(|choice| choice.resolve(&imported.graph)).transpose()?;
-    imported.notes.extend(sampler.as_ref().and_then(|(_, note)| note.clone()));
-    let sampler = sampler.map(|(sampler, _)| sampler);
-    let samples: Vec<Sample> = (0..2).map(|seed| random_sample(&imported.graph, seed)).collect::<Result<_, _>>()?;
-    let is_quantized = given::accepted(&imported.graph, options)?;
-    if let Some(chunk) = &options.policy.chunk {
-        let (head, _) = head::resolve(&imported.graph, &options.policy.head, None)?;
-        control::chunk(Some(chunk), &imported.graph, head::action(&head), None)?;
+    let opened = opened::read(model, options, &mut Silent)?;
+    if options.policy.chunk.is_some() {
+        opened.control(options)?;
     }
+    let Opened { teacher, is_quantized, sampler, notes, .. } = opened;
+    let samples: Vec<Sample> = (0..2).map(|seed| random_sample(&teacher, seed)).collect::<Result<_, _>>()?;
     let passes = if is_quantized { given_pipeline() } else { default_pipeline(&options.passes) };
-    let passed = run_passes(&imported.graph, Some(&samples), passes, options.seed, &mut Silent)?;
+    let passed = run_passes(&teacher, Some(&samples), passes, options.seed, &mut Silent)?;
     plan_of(&*deployed::deployed(&passed.graph, sampler.as_ref())?, sampler.as_ref(), options.seed)?;
     Ok(Checked {
         precision: if is_quantized { given::PRECISION.to_owned() } else { options.passes.effective() },
         layers: layers::layers(&passed.graph, passed.lowering.as_ref()),
-        notes: imported.notes,
+        notes,
         needs_data: options.passes.precision.needs_data() && !is_quantized,
     })
 }

@@ -87,8 +87,8 @@ pub struct TrainingRows {
     pub train: Rows,
     /// The steps of [`Demonstrations::held_out`].
     pub held_out: Rows,
-    /// Steps that there are for [`TrainingRows::train`].
-    pub n_steps: usize,
+    /// Rows that there are for [`TrainingRows::train`]: steps, or windows of them.
+    pub n_rows: usize,
 }
 
 impl TrainingRows {
@@ -107,7 +107,7 @@ impl TrainingRows {
         // take as much again.
         let actions = demos.actions().map_or(0, numbers).saturating_mul(inputs.window.unwrap_or(1));
         let per_step = per_step.saturating_add(actions.saturating_mul(2)).max(1).saturating_mul(size_of::<f32>());
-        let n_steps = train.iter().map(Range::len).sum();
+        let n_rows = train.iter().map(Range::len).sum();
         if let n @ 2.. = inputs.follow {
             // Windows that are spread evenly, and never more than fit.
             let some = |episodes: &[Range<usize>], most: usize| {
@@ -117,12 +117,12 @@ impl TrainingRows {
                 (0..most).filter_map(each).collect::<Vec<usize>>()
             };
             let held_out = inputs.rows(demos, &some(held, n_held_out))?;
-            let train = some(train, MAX_BYTES / per_step);
-            let n_steps = train.len();
-            return Ok(Self { train: inputs.rows(demos, &train)?, held_out, n_steps });
+            let n_rows = made::starts(train, n).len();
+            let train = inputs.rows(demos, &some(train, MAX_BYTES / per_step))?;
+            return Ok(Self { train, held_out, n_rows });
         }
         let train = inputs.rows(demos, &spread(train, MAX_BYTES / per_step))?;
-        Ok(Self { train, held_out: inputs.rows(demos, &spread(held, n_held_out))?, n_steps })
+        Ok(Self { train, held_out: inputs.rows(demos, &spread(held, n_held_out))?, n_rows })
     }
 }
 

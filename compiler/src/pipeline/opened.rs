@@ -110,15 +110,12 @@ impl Opened {
     }
 }
 
-/// Reads the model and its data, and what the user said of them.
-pub(super) fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Opened, PipelineError> {
+/// Reads the model, and what the user said of it.
+pub(super) fn read(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Opened, PipelineError> {
     let imported = stages::import(model, options, observer)?;
     let mut teacher = imported.graph;
     let state_note = state::declare(&mut teacher, options.policy.states.as_ref())?;
     let is_quantized = given::accepted(&teacher, options)?;
-    if options.passes.precision.needs_data() && options.demos.is_none() && !is_quantized {
-        return Err(PipelineError::NeedsData { precision: options.passes.precision });
-    }
     let mut opened = Opened {
         teacher,
         is_quantized,
@@ -144,6 +141,15 @@ pub(super) fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Obse
             let what = "bounds of [actions] cannot go with [sampler]: its `clip` bounds the action";
             return Err(PipelineError::Sampler { what: what.to_owned() });
         }
+    }
+    Ok(opened)
+}
+
+/// Reads the model and its data.
+pub(super) fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Opened, PipelineError> {
+    let mut opened = read(model, options, observer)?;
+    if options.passes.precision.needs_data() && options.demos.is_none() && !opened.is_quantized {
+        return Err(PipelineError::NeedsData { precision: options.passes.precision });
     }
     if let Some(path) = &options.demos {
         let inputs = Inputs { denoise: opened.denoise.as_ref(), ..Inputs::from(&opened.teacher) };

@@ -176,9 +176,9 @@ pub(super) fn trained(
     let window = opened.followed(training.window);
     let rows = TrainingRows::read(demos, Inputs { follow: window, ..opened.inputs() }, super::N_HELD_OUT)?;
     let n_train = rows.train.n_rows();
-    if n_train < rows.n_steps {
-        let n = rows.n_steps;
-        opened.notes.push(format!("{n_train} of {n} steps fit into memory, evenly spread; training sees those"));
+    if n_train < rows.n_rows {
+        let (n, what) = (rows.n_rows, if window > 1 { "windows" } else { "steps" });
+        opened.notes.push(format!("{n_train} of {n} {what} fit into memory, evenly spread; training sees those"));
     }
     let prepared = prepare_graph(opened, options, observer)?;
     let demonstrations = opened.demonstrations.as_ref().map(|d| d.calibration.as_slice()).unwrap_or_default();

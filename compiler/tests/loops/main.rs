@@ -13,7 +13,7 @@ mod support;
 use std::path::Path;
 
 use qail_passes::Precision;
-use qail_runtime::{DeviceSpec, GpuBackend, GpuSpec, LoadOptions, Session, TensorView, TensorViewMut};
+use qail_runtime::{DeviceSpec, LoadOptions, Session, TensorView, TensorViewMut};
 use qailc::{
     pipeline::{self, BuildOptions, Built, Silent},
     policy::Policy,
@@ -38,11 +38,7 @@ fn options(folder: &Path, precision: Precision, policy: &str, then: &[&str]) -> 
 
 /// The processor and every Vulkan driver.
 fn devices() -> Vec<DeviceSpec> {
-    let vulkan = |index| DeviceSpec::Gpu(GpuSpec { backend: Some(GpuBackend::Vulkan), index: Some(index) });
-    let n_adapters = qail_runtime::adapters().len();
-    let required = std::env::var("QAILC_REQUIRE_ADAPTERS").ok().and_then(|n| n.parse().ok()).unwrap_or(0usize);
-    assert!(n_adapters >= required, "{n_adapters} Vulkan drivers, {required} required");
-    [DeviceSpec::Cpu(None)].into_iter().chain((0..n_adapters).map(vulkan)).collect()
+    [DeviceSpec::Cpu(None)].into_iter().chain(support::vulkan()).collect()
 }
 
 fn session(built: &Built, device: DeviceSpec) -> Session {

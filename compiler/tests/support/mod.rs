@@ -9,6 +9,8 @@ use std::{
     process::Command,
 };
 
+use qail_runtime::{DeviceSpec, GpuBackend, GpuSpec};
+
 pub(crate) const EXPERT: &str = "$POLICIES/hopper/hopper_expert.onnx";
 pub(crate) const DEMOS: &str = "$POLICIES/hopper/hopper_demos.npz";
 
@@ -54,6 +56,22 @@ pub(crate) fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qailc"));
     command.args(args.iter().map(resolve)).current_dir(folder);
     command
+}
+
+/// Exit code, stdout and stderr of `qailc` in a folder.
+pub(crate) fn say(folder: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = command(folder, args).output().unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    (output.status.code().unwrap_or(-1), out, err)
+}
+
+/// Every Vulkan driver of this machine; there are as many as `QAILC_REQUIRE_ADAPTERS` wants.
+pub(crate) fn vulkan() -> Vec<DeviceSpec> {
+    let n_adapters = qail_runtime::adapters().len();
+    let required = std::env::var("QAILC_REQUIRE_ADAPTERS").ok().and_then(|n| n.parse().ok()).unwrap_or(0usize);
+    assert!(n_adapters >= required, "{n_adapters} Vulkan drivers, {required} required");
+    let spec = |index| DeviceSpec::Gpu(GpuSpec { backend: Some(GpuBackend::Vulkan), index: Some(index) });
+    (0..n_adapters).map(spec).collect()
 }
 
 /// Exit code, stdout and stderr of `qailc` in a folder, as one text.
