@@ -11,13 +11,13 @@ use qail_passes::{
     sampler::{BetaSchedule, alpha_bars},
 };
 use qail_runtime::DeviceSpec;
-use qailc::{data::Npz, frontend};
+use qailc::{data::Npz, frontend, pipeline};
 use tempfile::TempDir;
 
 use super::{
     close, compile, devices,
     models::{Numbers, denoiser, encoder, record},
-    run, session,
+    options, run, session,
     support::command,
 };
 
@@ -58,6 +58,18 @@ enum Time {
 
 fn network(folder: &TempDir) -> Graph {
     frontend::import(&folder.path().join("policy.onnx"), &frontend::ImportOptions::default()).unwrap().graph
+}
+
+#[test]
+fn check_refuses_what_compile_refuses() {
+    let folder = folder(false);
+    let model = folder.path().join("policy.onnx");
+    for said in ["[actions]\nbounds = [[-1, 1]]", "[chunk]\nlength = 3"] {
+        let policy = format!("[sampler]\nkind = \"ddim\"\nsteps = 5\ntrain_steps = 20\n{said}");
+        let options = options(folder.path(), Precision::F32, &policy, &[]);
+        let compiled = pipeline::compile(&model, &options, &mut pipeline::Silent).unwrap_err();
+        assert_eq!(pipeline::check(&model, &options).unwrap_err().to_string(), compiled.to_string());
+    }
 }
 
 #[test]
