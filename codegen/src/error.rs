@@ -125,6 +125,7 @@ pub(crate) fn op_name(op: &step::Op) -> &'static str {
         step::Op::Scan(_) => "scan",
         step::Op::Cast(_) => "cast",
         step::Op::QAdd(_) => "qadd",
+        step::Op::Lookup(_) => "lookup",
         step::Op::Repeat(_) => "repeat",
     }
 }

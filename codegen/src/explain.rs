@@ -158,6 +158,10 @@ fn detail(op: &step::Op) -> Option<String> {
         step::Op::Scan(op) => Some(format!("{} x {} x {}", op.outer, op.n, op.inner)),
         step::Op::Cast(op) => Some(format!("{:?}", op.to()).to_lowercase()),
         step::Op::QAdd(op) => Some(format!("codes in {}..={}, zero {}", op.lo, op.hi, op.zero_point)),
-        step::Op::Where(_) | step::Op::Film(_) | step::Op::Dequantize(_) | step::Op::Repeat(_) => None,
+        step::Op::Where(_)
+        | step::Op::Film(_)
+        | step::Op::Dequantize(_)
+        | step::Op::Lookup(_)
+        | step::Op::Repeat(_) => None,
     }
 }

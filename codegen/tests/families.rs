@@ -376,3 +376,37 @@ fn codes_are_looked_up_and_added() {
         );
     }
 }
+
+#[test]
+fn codes_behind_pools_sums_and_movements_go_through_tables() {
+    for (codes, table, fill) in [("qs8", "qs4", "-128"), ("qu8", "qu8", "0"), ("qu8", "qs8", "0")] {
+        let source = format!(
+            "graph @tables(%image: f32[1, 3, 5, 5]) -> (%y) {{
+               %r = const splat(16.0) : f32[]
+               %q = quantize %image, %r {{zero_point = 7}} : {codes}[1, 3, 5, 5]
+               %u = unfold %q {{out = [1, 3, 3, 3], size = [1, 1, 3, 3], stride = [1, 1, 2, 2], pad = [0, 0, 1, 1], fill = {fill}.0}} : {codes}[1, 3, 3, 3, 3, 3]
+               %p = reduce_max %u {{axes = [4, 5]}} : {codes}[1, 3, 3, 3]
+               %t = const rand(5) : {table}[256]
+               %pooled = lookup %p, %t : {table}[1, 3, 3, 3]
+               %m = const [70001] : i32[1]
+               %s = const [18] : i32[1]
+               %sum = qadd %p, %p, %m, %m, %s {{zero_a = 7, zero_b = 7}} : qs8[1, 3, 3, 3]
+               %t1 = const rand(6) : {table}[256]
+               %summed = lookup %sum, %t1 : {table}[1, 3, 3, 3]
+               %v = transpose %p {{perm = [0, 2, 3, 1]}} : {codes}[1, 3, 3, 3]
+               %w = slice %v {{start = [0, 2, 0, 2], len = [1, 3, 3, 3], step = [1, -1, 1, -1]}} : {codes}[1, 3, 3, 3]
+               %moved = lookup %w, %t : {table}[1, 3, 3, 3]
+               %c = concat %pooled, %summed, %moved {{axis = 3}} : {table}[1, 3, 3, 9]
+               %f = reshape %c : {table}[9, 9]
+               %k = const rand(1) : qs8[9, 5]
+               %b = const splat(3) : i32[5]
+               %a = qlinear %f, %k, %b : i32[9, 5]
+               %e = const splat(0.1) : f64[1]
+               %y = dequantize %a, %e : f32[9, 5]
+             }}"
+        );
+        agree(&source, 0.0);
+        // Movements are no copies of their own.
+        assert_eq!(n_steps(&source, |op| matches!(op, step::Op::Lookup(_))), 3);
+    }
+}

@@ -13,9 +13,9 @@ use common::{Rng, check, devices};
 use qail_codegen::{BuildOptions, build};
 use qail_ir::{
     ArgReduce, Attention, Binary, BinaryFn, Cast, Compare, CompareFn, Concat, Constant, CumSum, DType, Expand, Film,
-    Gather, Graph, Input, Linear, Normalize, Op, Origin, Output, QAdd, QLinear, QSum, QuantScheme, Quantize, Reduce,
-    ReduceFn, Requantize, Reshape, Rope, Scatter, ScatterFn, Slice, SliceAxis, Softmax, TensorType, TopK, TopKPart,
-    Transpose, Unary, UnaryFn, Unfold, ValueId, Where, Window, interp,
+    Gather, Graph, Input, Linear, Lookup, Normalize, Op, Origin, Output, QAdd, QLinear, QSum, QuantScheme, Quantize,
+    Reduce, ReduceFn, Requantize, Reshape, Rope, Scatter, ScatterFn, Slice, SliceAxis, Softmax, TensorType, TopK,
+    TopKPart, Transpose, Unary, UnaryFn, Unfold, ValueId, Where, Window, interp,
 };
 
 /// Which graphs.
@@ -364,6 +364,12 @@ impl Maker {
             let axes = (0..rank).filter(|_| self.flip()).collect();
             let keep_dims = self.flip();
             return self.add(Op::QSum(QSum { axes, keep_dims, zero_point: 2 }), &[x]);
+        }
+        if self.graph.ty(x).scheme().is_some_and(|scheme| scheme.bits == 8) && self.flip() {
+            let scheme = self.rng.pick(&[QuantScheme::signed(8), QuantScheme::unsigned(8), QuantScheme::signed(4)]);
+            let table = self.numbers(256, scheme.lo().into(), scheme.hi().into());
+            let table = self.constant(TensorType::code(scheme, [256]), &table);
+            return self.add(Op::Lookup(Lookup), &[x, table]);
         }
         let y = self.value(|ty| ty.scheme().is_some())?;
         let (m, shift) = (self.rng.range(1, 1 << 20), self.rng.range(1, 40));

@@ -74,7 +74,9 @@ const FAMILIES: &str = "graph @families(%x: f32[2, 4, 6], %i: i64[3]) -> (%y, %z
     %qa = qadd %qi, %qi, %m, %m, %k : qs8[2, 3, 3]
     %qu = unfold %qa {out = [2, 2, 3], size = [1, 2, 1]} : qs8[2, 2, 3, 2]
     %qm = reduce_max %qu {axes = [3]} : qs8[2, 2, 3]
-    %qs = qsum %qm {axes = [1]} : i32[2, 3]
+    %tab = const rand(2) : qs4[256]
+    %ql = lookup %qm, %tab : qs4[2, 2, 3]
+    %qs = qsum %ql {axes = [1]} : i32[2, 3]
     %e = const splat(0.1) : f64[1]
     %y = dequantize %qs, %e : f32[2, 3]
 }";
@@ -136,7 +138,7 @@ fn every_kernel_is_translated_by_every_back_end() {
     }
     kernels.sort_unstable();
     kernels.dedup();
-    insta::assert_snapshot!(kernels.join(" "), @"attention binary choose compare copy_bytes copy_words gather_bytes gather_words linear_f32 linear_w4 linear_w8 matmul_f32 normalize qadd qlinear_w4 qlinear_w8 reduce reduce_codes requantize softmax unary unfold_bytes unfold_words");
+    insta::assert_snapshot!(kernels.join(" "), @"attention binary choose compare copy_bytes copy_words gather_bytes gather_words linear_f32 linear_w4 linear_w8 lookup matmul_f32 normalize qadd qlinear_w4 qlinear_w8 reduce reduce_codes requantize softmax unary unfold_bytes unfold_words");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `qadd`, `reduce_codes`: sums and extremes of codes, exact.
+//! `qadd`, `reduce_codes`, `lookup`: sums, extremes and tables of codes, exact.
 //!
 //! Formula, buffers and what an invocation does: see the `.wgsl` files.
 
@@ -11,6 +11,9 @@ use crate::{CodegenError, plan::shape};
 pub(crate) const QADD: &str = include_str!("qadd.wgsl");
 /// The reduction as it stands.
 pub(crate) const REDUCE: &str = include_str!("reduce_codes.wgsl");
+
+/// The table as it stands.
+pub(crate) const LOOKUP: &str = include_str!("lookup.wgsl");
 
 /// What [`q_add`] has to know of the operands.
 pub(crate) struct Operands {
@@ -75,4 +78,20 @@ pub(crate) fn reduce(node: &str, op: &step::Reduce, out: &Tensor, code_offset: i
         ("ADD", Param::I32(i64::from(code_offset) - i64::from(op.zero_point))),
     ];
     Ok(Shader { name: "reduce_codes", text: specialize(node, REDUCE, &params)?, workgroups: grid(node, n)? })
+}
+
+/// The shader of a table of codes.
+pub(crate) fn lookup(node: &str, op: &step::Lookup, out: &Tensor) -> Result<Shader, CodegenError> {
+    let (extents, [strides]) =
+        shape::collapse(&out.shape, [&op.x.strides]).ok_or_else(|| super::too_many_axes(node, "lookup", &out.shape))?;
+    let ([words, line, cols, _], n) = lines(out);
+    let params = [
+        words,
+        line,
+        cols,
+        ("SHAPE", Param::Extents(&extents)),
+        ("STRIDES", Param::Strides(&strides)),
+        ("OFFSET", super::offset(op.x.offset)),
+    ];
+    Ok(Shader { name: "lookup", text: specialize(node, LOOKUP, &params)?, workgroups: grid(node, n)? })
 }

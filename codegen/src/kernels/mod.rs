@@ -214,7 +214,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    pub(crate) const SOURCES: [(&str, &str); 26] = [
+    pub(crate) const SOURCES: [(&str, &str); 27] = [
         ("binary", binary::SOURCE),
         ("attention", rows::ATTENTION),
         ("choose", select::CHOOSE),
@@ -227,6 +227,7 @@ mod tests {
         ("linear_f32", linear_f32::SOURCE),
         ("linear_w4", linear_wq::W4),
         ("linear_w8", linear_wq::W8),
+        ("lookup", codes::LOOKUP),
         ("matmul_f32", matmul_f32::SOURCE),
         ("normalize", rows::NORMALIZE),
         ("qadd", codes::QADD),

@@ -231,6 +231,10 @@ fn choose(builder: &Builder<'_>, node: &str, op: &step::Op) -> Result<Use, Codeg
             let shader = codes::q_add(node, op, builder.entry(op.out)?, &operands)?;
             Ok(Use { shader, bindings: vec![bound(&op.a)?, bound(&op.b)?, section(op.m_a), tensor(op.out)] })
         }
+        step::Op::Lookup(op) => {
+            let shader = codes::lookup(node, op, builder.entry(op.out)?)?;
+            Ok(Use { shader, bindings: vec![bound(&op.x)?, section(op.table), tensor(op.out)] })
+        }
         step::Op::Quantize(_)
         | step::Op::Dequantize(_)
         | step::Op::Scatter(_)

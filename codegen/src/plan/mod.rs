@@ -224,7 +224,8 @@ fn required_features(steps: &[Step]) -> Vec<String> {
 }
 
 /// Oldest reader that knows every step: 1 for what matrix products and functions
-/// of numbers take, 3 for rotary embeddings, modulation and products in groups.
+/// of numbers take, 3 for rotary embeddings, modulation, products in groups and
+/// tables on codes.
 fn min_reader(steps: &[Step]) -> u32 {
     let since = |is_old: bool| if is_old { 1 } else { 2 };
     let reader = |op: &step::Op| match op {
@@ -253,7 +254,7 @@ fn min_reader(steps: &[Step]) -> u32 {
         | step::Op::Scan(_)
         | step::Op::Cast(_)
         | step::Op::QAdd(_) => 2,
-        step::Op::Rope(_) | step::Op::Film(_) | step::Op::QGroups(_) => 3,
+        step::Op::Rope(_) | step::Op::Film(_) | step::Op::QGroups(_) | step::Op::Lookup(_) => 3,
     };
     steps.iter().filter_map(|step| step.op.as_ref()).map(reader).max().unwrap_or(1)
 }

@@ -15,7 +15,10 @@ use qail_artifact::{
 };
 use qail_ir::{Graph, NodeId, Op, QuantScheme, ValueId, fixed::Multiplier};
 
-use super::builder::{Builder, Source, rows};
+use super::{
+    builder::{Builder, Source, rows},
+    movement::shape_of,
+};
 use crate::CodegenError;
 
 /// Which nodes a step takes along.
@@ -174,10 +177,29 @@ impl Builder<'_> {
             return Ok(());
         }
         let [x, _] = self.operands(node)?;
-        if !matches!(self.graph.op(x), Op::Requantize(_)) {
-            return Err(self.unsupported(node, "a table of codes that no requantization gives"));
+        if matches!(self.graph.op(x), Op::Requantize(_)) {
+            return self.standalone(x.node, Some(node));
         }
-        self.standalone(x.node, Some(node))
+        let shape = shape_of(self, node.value());
+        let x = self.broadcast(node, x, Place::Device, &shape)?;
+        let table = self.table(node)?;
+        let out = self.result(node)?;
+        self.push(node, Place::Device, step::Op::Lookup(step::Lookup { x, out, table }));
+        Ok(())
+    }
+
+    /// The stored bytes of the table of a `lookup`.
+    fn table(&mut self, lookup: NodeId) -> Result<u32, CodegenError> {
+        let [_, table] = self.operands(lookup)?;
+        let table = self.constant(lookup, table, "table")?;
+        let offset = match table.ty.scheme() {
+            Some(scheme) if scheme.bits <= 8 => i64::from(!scheme.signed && scheme.bits == 8) * 128,
+            Some(_) | None => return Err(self.unsupported(lookup, format!("a table of type {}", table.ty))),
+        };
+        let codes = self.read_int(lookup, table)?;
+        let bytes: Vec<u8> = codes.iter().map(|code| ((code - offset) as i8).to_le_bytes()[0]).collect();
+        let name = format!("{}.table", self.name(lookup));
+        self.section(&name, Layout::I8, bytes)
     }
 
     fn standalone(&mut self, node: NodeId, lookup: Option<NodeId>) -> Result<(), CodegenError> {
@@ -222,16 +244,7 @@ impl Builder<'_> {
         let shift = self.i32_section(node, "shift", &shift)?;
         let mut result = step::Requantize { m, shift, lo, hi, zero_point, table: None, table_lo: 0 };
         let Some(lookup) = lookup else { return Ok((node, Some(result))) };
-        let [_, table] = self.operands(lookup)?;
-        let table = self.constant(lookup, table, "table")?;
-        let offset = match table.ty.scheme() {
-            Some(scheme) if scheme.bits <= 8 => i64::from(!scheme.signed && scheme.bits == 8) * 128,
-            Some(_) | None => return Err(self.unsupported(lookup, format!("a table of type {}", table.ty))),
-        };
-        let codes = self.read_int(lookup, table)?;
-        let bytes: Vec<u8> = codes.iter().map(|code| ((code - offset) as i8).to_le_bytes()[0]).collect();
-        let name = format!("{}.table", self.name(lookup));
-        result.table = Some(self.section(&name, Layout::I8, bytes)?);
+        result.table = Some(self.table(lookup)?);
         result.table_lo = table_lo;
         Ok((lookup, Some(result)))
     }

@@ -233,6 +233,12 @@ fn convolutions_pools_and_sums_are_those_of_the_lowered_graph() {
             %p = unfold %q {out = [2, 2, 4, 3], size = [1, 2, 2, 1]} : f32[2, 2, 4, 3, 2, 2]
             %m = reduce_sum %p {axes = [4, 5]} : f32[2, 2, 4, 3] %n = fake_quant %m, %v {s8} : f32[2, 2, 4, 3]
             %y = linear %n, %w1q, %b1 : f32[2, 2, 4, 3]"),
+        ("a table behind a pool", "%y | %q = fake_quant %l, %t, %z {u8} : f32[2, 3, 5, 3]
+            %p = unfold %q {out = [2, 3, 4, 2], size = [1, 1, 2, 2], fill = -inf} : f32[2, 3, 4, 2, 2, 2]
+            %m = reduce_max %p {axes = [4, 5]} : f32[2, 3, 4, 2] %a = relu %m : f32[2, 3, 4, 2]
+            %n = fake_quant %a, %v {u4} : f32[2, 3, 4, 2]
+            %d = slice %n {start = [0, 0, 0, 0], len = [2, 3, 4, 1]} : f32[2, 3, 4, 1]
+            %c = concat %n, %d {axis = 3} : f32[2, 3, 4, 3] %y = linear %c, %w1q, %b1 : f32[2, 3, 4, 3]"),
         ("a residual sum", "%y | %q = fake_quant %l, %t, %z {u8} : f32[2, 3, 5, 3]
             %k = linear %q, %w1q, %b1 : f32[2, 3, 5, 3] %sum = add %q, %k : f32[2, 3, 5, 3]
             %a = relu %sum : f32[2, 3, 5, 3] %n = fake_quant %a, %v {u4} : f32[2, 3, 5, 3]

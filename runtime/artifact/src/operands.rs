@@ -111,6 +111,10 @@ impl Step {
                 found.operand(&op.a);
                 found.operand(&op.b);
             }
+            Some(step::Op::Lookup(op)) => {
+                found.set(&[], &[op.table], op.out);
+                found.operand(&op.x);
+            }
             Some(step::Op::Repeat(_)) => {}
         }
         found

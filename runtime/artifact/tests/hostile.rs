@@ -196,6 +196,11 @@ fn windows_rows_and_look_ups_stay_in_their_tensors() {
     assert!(changed!(13, QAdd, |op: &mut step::QAdd| op.shift = 63).contains("shift outside 1 to 62"));
     assert!(changed!(13, QAdd, |op: &mut step::QAdd| op.m_b = 0).contains("not positive"));
     assert!(changed!(13, QAdd, |op: &mut step::QAdd| op.hi = 200).contains("does not hold codes -100..=200"));
+    let lookup = changed!(18, Lookup, |op: &mut step::Lookup| op.x.strides[0] = 40);
+    assert_eq!(lookup, "step `looked`: reaches elements 0..=201 of 192");
+    assert!(changed!(18, Lookup, |op: &mut step::Lookup| op.table = 0).contains("table"));
+    let floats = changed!(18, Lookup, |op: &mut step::Lookup| op.x.source = Some(step::Source::Tensor(3)));
+    assert_eq!(floats, "step `looked`: looks up I8 by F32");
     assert!(changed!(14, Reduce, |op: &mut step::Reduce| op.f = 2).contains("cannot reduce I8 to I32"));
     assert!(changed!(14, Reduce, |op: &mut step::Reduce| op.zero_point = i32::MAX).contains("leave 32 bits"));
     let cos = changed!(16, Rope, |op: &mut step::Rope| op.cos.offset = 1);

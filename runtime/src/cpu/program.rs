@@ -18,7 +18,7 @@ use super::{
     reduce::Reduce,
     rope::{Film, Rope},
     rows::{Attention, Normalize, Softmax},
-    select::{Compare, Gather, QAdd, Where},
+    select::{Compare, Gather, Lookup, QAdd, Where},
     strided::{Copy, MatMul},
     window::Unfold,
 };
@@ -64,6 +64,7 @@ enum Prepared {
     Scan(Scan),
     Cast(Cast),
     QAdd(QAdd),
+    Lookup(Lookup),
 }
 
 /// Memory for sums and byte planes of one row.
@@ -161,6 +162,7 @@ impl Program {
             Some(Some(Prepared::Scan(op))) => op.run(memory),
             Some(Some(Prepared::Cast(op))) => op.run(memory),
             Some(Some(Prepared::QAdd(op))) => op.run(file, memory),
+            Some(Some(Prepared::Lookup(op))) => op.run(file, memory),
             Some(None) | None => Err(RunError::Internal("a step was not prepared")),
         }
     }
@@ -201,6 +203,7 @@ impl Prepared {
             Some(step::Op::Scan(op)) => Self::Scan(Scan::new(cx, step, op)?),
             Some(step::Op::Cast(op)) => Self::Cast(Cast::new(cx, step, op)?),
             Some(step::Op::QAdd(op)) => Self::QAdd(QAdd::new(cx, op)?),
+            Some(step::Op::Lookup(op)) => Self::Lookup(Lookup::new(cx, op)?),
             Some(step::Op::Repeat(_)) | None => return Err(RuntimeError::Internal("a step has no operation")),
         })
     }

@@ -238,3 +238,45 @@ impl QAdd {
         })
     }
 }
+
+/// Prepared [`step::Lookup`].
+pub(super) struct Lookup {
+    x: Source,
+    out: usize,
+    walk: Walk<1>,
+    cols: usize,
+    stride: usize,
+    /// By stored byte, as unsigned.
+    table: Box<[u8; 256]>,
+}
+
+impl Lookup {
+    pub(super) fn new(cx: &Prepare<'_>, op: &step::Lookup) -> Result<Self, RuntimeError> {
+        let out = cx.tensor(op.out)?;
+        let table = <[u8; 256]>::try_from(cx.section(op.table)?);
+        let mut table = table.map_err(|_| RuntimeError::Internal("a table has no 256 bytes"))?;
+        // The file begins with the stored byte -128.
+        table.rotate_left(128);
+        Ok(Self {
+            x: Source::new(cx, &op.x)?,
+            out: op.out as usize,
+            walk: Walk::new(out.shape.clone(), [&op.x.strides], [op.x.offset])?,
+            cols: out.cols.max(1),
+            stride: out.stride,
+            table: Box::new(table),
+        })
+    }
+
+    pub(super) fn run(&self, file: &[u8], memory: &mut HostMemory) -> Result<(), RunError> {
+        let (out, others) = memory.split(self.out);
+        let x = self.x.bytes(file, &others);
+        let mut out = out.chunks_mut(self.stride.max(1)).flat_map(|row| row.iter_mut().take(self.cols));
+        self.walk.rows(|[start], len, [step]| {
+            for i in 0..len as isize {
+                let stored = byte_at(x, start + i * step)?;
+                *out.next()? = *self.table.get(usize::from(stored as u8))?;
+            }
+            Some(())
+        })
+    }
+}

@@ -277,3 +277,17 @@ pub struct QAdd {
     #[prost(sint32, tag = "11")]
     pub hi: i32,
 }
+
+/// Codes by code, over the shape of `out`: `out = table[x + 128]`, of stored bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Lookup {
+    /// Codes of 8 bits.
+    #[prost(message, required, tag = "1")]
+    pub x: Operand,
+    /// Codes of 8 bits.
+    #[prost(uint32, tag = "2")]
+    pub out: u32,
+    /// Layout `I8`, 256 stored bytes.
+    #[prost(uint32, tag = "3")]
+    pub table: u32,
+}

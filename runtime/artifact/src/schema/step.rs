@@ -5,7 +5,9 @@ pub use super::{
     codes::{Dequantize, QGroups, QLinear, Quantize, Requantize, RequantizeStep},
     rope::{Film, Rope},
     rows::{Attention, Normalize, Softmax},
-    select::{Cast, CastKind, Compare, CompareKind, Gather, IntRange, Order, QAdd, Scan, Scatter, ScatterKind, Where},
+    select::{
+        Cast, CastKind, Compare, CompareKind, Gather, IntRange, Lookup, Order, QAdd, Scan, Scatter, ScatterKind, Where,
+    },
     window::Unfold,
 };
 
@@ -93,6 +95,9 @@ pub enum Op {
     /// Feature-wise modulation.
     #[prost(message, tag = "36")]
     Film(Film),
+    /// Codes by code.
+    #[prost(message, tag = "37")]
+    Lookup(Lookup),
 }
 
 /// `act(sum_k x[row, k] * w[k, n] + bias[n])` in `f32`: a sequential sum

@@ -266,6 +266,7 @@ impl<'a> EntryCheck<'a> {
             Some(step::Op::Scan(op)) => self.scan(step, op),
             Some(step::Op::Cast(op)) => self.cast(step, op),
             Some(step::Op::QAdd(op)) => self.q_add(step, op),
+            Some(step::Op::Lookup(op)) => self.lookup(step, op),
             Some(step::Op::Repeat(_)) | None => Err(step_error(step, "has no operation that this reader knows")),
         }
     }
@@ -334,14 +335,10 @@ impl<'a> EntryCheck<'a> {
                 Some(step::Op::QLinear(step::QLinear { out, requantize: Some(r), .. }))
                 | Some(step::Op::QGroups(step::QGroups { out, requantize: Some(r), .. }))
                 | Some(step::Op::Requantize(step::RequantizeStep { out, requantize: r, .. })) => {
-                    let largest = match r.table.and_then(|table| self.artifact.section(table)) {
-                        Some(table) => {
-                            table.iter().map(|&byte| u32::from((byte as i8).unsigned_abs())).max().unwrap_or(0)
-                        }
-                        None => self.largest_code(*out, r.lo, r.hi),
-                    };
-                    (*out, largest)
+                    let table = r.table.and_then(|table| self.largest_entry(table));
+                    (*out, table.unwrap_or_else(|| self.largest_code(*out, r.lo, r.hi)))
                 }
+                Some(step::Op::Lookup(op)) => (op.out, self.largest_entry(op.table).unwrap_or(u32::MAX)),
                 Some(step::Op::QAdd(op)) => (op.out, self.largest_code(op.out, op.lo, op.hi)),
                 // A copy moves what its source holds; the widest is always right.
                 Some(_) => match step.operands().write {
@@ -355,6 +352,12 @@ impl<'a> EntryCheck<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Largest magnitude in a table of stored bytes; none without a section.
+    fn largest_entry(&self, table: u32) -> Option<u32> {
+        let bytes = self.artifact.section(table)?;
+        Some(bytes.iter().map(|&byte| u32::from((byte as i8).unsigned_abs())).max().unwrap_or(0))
     }
 
     fn largest_code(&self, out: u32, lo: i32, hi: i32) -> u32 {

@@ -135,6 +135,16 @@ impl EntryCheck<'_> {
         Ok(())
     }
 
+    pub(super) fn lookup(&self, step: &Step, op: &step::Lookup) -> Check {
+        let (x, out) = (self.operand(step, &op.x)?, self.tensor(step, op.out)?);
+        if [x.storage, out.storage] != [Storage::I8; 2] {
+            return Err(step_error(step, format!("looks up {:?} by {:?}", out.storage, x.storage)));
+        }
+        in_range(step, op.x.offset, self.shape(op.out), &op.x.strides, 0, x.len)?;
+        self.section(step, op.table, Layout::I8, Some(256), "table")?;
+        Ok(())
+    }
+
     /// Checks an operand of `f32` or `i32` over the shape of `out`; its storage.
     pub(super) fn number_operand(
         &self,

@@ -160,6 +160,13 @@ pub fn file() -> Vec<u8> {
     let column = step::Operand { source: Some(Source::Section(angles)), strides: vec![1, 0], offset: 2 };
     let film = step::Film { x: dense(turned), scale: column, shift: row(0), out: modulated };
     b.step("modulated", Place::Device, Op::Film(film));
+    let entries = b.bytes("table", &(0..=255).collect::<Vec<u8>>());
+    let looked = b.tensor("looked", Storage::I8, &[6, 2], DEVICE);
+    b.step(
+        "looked",
+        Place::Device,
+        Op::Lookup(step::Lookup { x: tensor(added, &[32, 1]), out: looked, table: entries }),
+    );
     let z = b.tensor("z", Storage::F32, &[16, 18], HOST);
     let copy = step::Copy { x: dense(modulated), out: z, shape: vec![16, 18], out_strides: vec![18, 1], out_offset: 0 };
     b.step("z", Place::Host, Op::Copy(copy));

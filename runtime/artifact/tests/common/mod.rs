@@ -136,6 +136,10 @@ impl Builder {
         self.manifest.tensors.len() as u32 - 1
     }
 
+    pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> u32 {
+        self.writer.add_section(name, Layout::I8, bytes).unwrap()
+    }
+
     pub fn ints(&mut self, name: &str, numbers: &[i32]) -> u32 {
         let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
         self.writer.add_section(name, Layout::I32, &bytes).unwrap()
