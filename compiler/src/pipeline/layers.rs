@@ -64,7 +64,9 @@ fn layer(graph: &Graph, id: NodeId, lowering: Option<&LoweringReport>) -> Option
         | Op::Normalize(_)
         | Op::Attention(_)
         | Op::Rope(_)
-        | Op::Film(_) => Some(Layer { reason: "in floats".to_owned(), ..bare(node) }),
+        | Op::QAdd(_)
+        | Op::QSum(_)
+        | Op::Film(_) => Some(Layer { reason: numbers(graph, id).to_owned(), ..bare(node) }),
         Op::Input(_)
         | Op::Const(_)
         | Op::Reshape(_)
@@ -77,13 +79,21 @@ fn layer(graph: &Graph, id: NodeId, lowering: Option<&LoweringReport>) -> Option
         | Op::Gather(_)
         | Op::ArgReduce(_)
         | Op::Unfold(_)
-        | Op::QAdd(_)
-        | Op::QSum(_)
         | Op::FakeQuant(_)
         | Op::Quantize(_)
         | Op::Requantize(_)
         | Op::Dequantize(_)
         | Op::Grad(_) => None,
+    }
+}
+
+/// What an operation without weights computes with.
+fn numbers(graph: &Graph, id: NodeId) -> &'static str {
+    let is_code = |value| graph.ty(value).scheme().is_some();
+    match graph.ty(id.value()).dtype() {
+        _ if is_code(id.value()) || graph.operands(id).first().is_some_and(|&x| is_code(x)) => "on codes",
+        Some(dtype) if !dtype.is_float() => "in integers",
+        Some(_) | None => "in floats",
     }
 }
 
