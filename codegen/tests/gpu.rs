@@ -192,6 +192,35 @@ fn a_float_island_between_two_regions_agrees() {
 }
 
 #[test]
+fn curved_functions_between_codes_have_the_same_bits_everywhere() {
+    // A gate and a norm between two products: only host code surrounds them.
+    check_everywhere(
+        "graph @gates(%obs: f32[2, 9], %c: f32[2, 5]) -> (%y, state = %k) {
+           %r = const splat(16.0) : f32[]
+           %q = quantize %obs, %r : qs8[2, 9]
+           %w = const rand(1) : qs8[9, 5]
+           %b = const splat(3) : i32[5]
+           %a = qlinear %q, %w, %b : i32[2, 5]
+           %e = const splat(0.0003) : f64[1]
+           %f = dequantize %a, %e : f32[2, 5]
+           %s = sigmoid %f : f32[2, 5]
+           %k = mul %s, %c : f32[2, 5]
+           %t = tanh %k : f32[2, 5]
+           %n = normalize %t {axes = [1], eps = 1e-5, center} : f32[2, 5]
+           %m = softmax %n {axis = 1} : f32[2, 5]
+           %large = const splat(300.0) : f32[]
+           %q1 = quantize %m, %large {zero_point = -128} : qs8[2, 5]
+           %w1 = const rand(2) : qs4[5, 7]
+           %b1 = const splat(-3) : i32[7]
+           %a1 = qlinear %q1, %w1, %b1 : i32[2, 7]
+           %y = dequantize %a1, %e : f32[2, 7]
+         }",
+        13,
+        0.0,
+    );
+}
+
+#[test]
 fn inputs_and_constants_may_be_outputs_and_have_readers_everywhere() {
     check_everywhere(
         "graph @ports(%obs: f32[2, 4], %unused: f32[3]) -> (same = %obs, again = %y, twice = %y, fixed = %b, flat = %n) {

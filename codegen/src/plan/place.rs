@@ -5,7 +5,9 @@
 //! without one behind them the *suffix*; both run on the host, so the entry of a
 //! quantized region and the actions do not depend on shader arithmetic. What
 //! lies between runs on the device, except `quantize` and `dequantize`, which are
-//! host code everywhere.
+//! host code everywhere, and *islands*: operations that only host code surrounds,
+//! as between a `dequantize` and a `quantize`. A device would cost them two more
+//! transfers, and on the host their bits are those of every other device.
 
 use std::collections::BTreeSet;
 
@@ -79,6 +81,8 @@ impl Placement {
             }
             order.push((node, part));
         }
+        let anchors = device.iter().copied().filter(|&node| is_anchor(node));
+        let device = connected(graph, anchors.collect(), &device);
         // Stable: inside a part the topological order stays. A node of the prefix
         // reads only the prefix, and a node of the suffix is read only by the suffix.
         let varying = schedule::varying(graph);
@@ -101,6 +105,18 @@ impl Placement {
     pub(crate) fn is_last(&self, node: NodeId) -> bool {
         !self.before_anchor.contains(&node)
     }
+}
+
+/// The nodes of `among` that are linked to one of `found` by nodes of `among`.
+fn connected(graph: &Graph, found: BTreeSet<NodeId>, among: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    let mut open: Vec<NodeId> = found.iter().copied().collect();
+    let mut found = found;
+    while let Some(node) = open.pop() {
+        let operands = graph.operands(node).into_iter().map(|x| x.node);
+        let users = graph.users(node.value()).into_iter().map(|(user, _)| user);
+        open.extend(operands.chain(users).filter(|near| among.contains(near) && found.insert(*near)));
+    }
+    found
 }
 
 /// Operations that a device is for.
