@@ -18,7 +18,8 @@
 //!
 //! A function that does more than clamp (`tanh`, `silu`, ..) becomes a table
 //! later: its operand gets an 8-bit quantizer of its own. Edge layers, first or
-//! last on some path, have `edge_bits` where the inside has fewer.
+//! last on some path that takes no skip connection, have `edge_bits` where the
+//! inside has fewer.
 //!
 //! Steps are placeholders, constants `<value>.s` of `splat(1)`, until
 //! `calibrate` or training fills them.
@@ -31,10 +32,7 @@ use qail_ir::{
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError, PassOptions, Precision,
-    quant::{
-        ENTRY, ENTRY_HI,
-        flow::{self, Edge},
-    },
+    quant::{ENTRY, ENTRY_HI, edges::Edges, flow},
     rewrite::{self, ConstLinear},
 };
 
@@ -95,16 +93,14 @@ impl Pass for InsertFakeQuant {
         let layers = layers(graph, cx);
         let mut insertion =
             Insertion { options: *self, ids: layers.iter().map(|layer| layer.id).collect(), ..Insertion::default() };
+        insertion.edges = Edges::of(graph, &insertion.ids);
         insertion.look(graph);
-        let weight_bits: Vec<u8> = layers
-            .iter()
-            .map(|layer| insertion.widened(self.weight_bits, Edge::of(graph, layer.id, &insertion.ids).is_edge()))
-            .collect();
         for layer in &layers {
             insertion.plan(graph, layer)?;
         }
         insertion.quantize_inputs(graph)?;
-        for (layer, bits) in layers.iter().zip(weight_bits) {
+        for layer in &layers {
+            let bits = insertion.widened(self.weight_bits, layer.id);
             insertion.quantize_weights(graph, layer, bits)?;
         }
         rewrite::sweep(graph, insertion.replaced);
@@ -188,6 +184,7 @@ struct Plan {
 struct Insertion {
     options: InsertFakeQuant,
     ids: BTreeSet<NodeId>,
+    edges: Edges,
     /// Values that can be codes from a layer on.
     inside: BTreeSet<ValueId>,
     /// Values in the order in which they are first read, with what to do.
@@ -243,9 +240,8 @@ impl Insertion {
 
     /// Decides where the input of a layer is quantized.
     fn plan(&mut self, graph: &mut Graph, layer: &ConstLinear) -> Result<(), PassError> {
-        let edge = Edge::of(graph, layer.id, &self.ids);
-        let bits = self.widened(self.options.activation_bits, edge.is_edge());
-        let weight_bits = self.widened(self.options.weight_bits, edge.is_edge());
+        let bits = self.widened(self.options.activation_bits, layer.id);
+        let weight_bits = self.widened(self.options.weight_bits, layer.id);
         let reach = Some((layer.k, QuantScheme::signed(weight_bits).hi()));
         let reader = |movements, bits| Reader { node: layer.id, slot: 0, movements, bits, reach };
         if self.inside.contains(&layer.x) {
@@ -254,7 +250,7 @@ impl Insertion {
         let (root, movements) = flow::through_movements(graph, layer.x);
         let has_windows = movements.iter().any(|&id| matches!(graph.node(id).op, Op::Unfold(_)));
         let is_image = has_windows || flow::is_of_bytes(graph, root);
-        let (value, movements, kind) = match (edge.first, is_image) {
+        let (value, movements, kind) = match (self.edges.is_first(layer.id), is_image) {
             // A step a feature moves into the rows of weights, which groups of channels share.
             (true, false) if layer.op.groups > 1 => (layer.x, vec![], Kind::Whole),
             (true, false) => (layer.x, vec![], Kind::Features),
@@ -358,8 +354,8 @@ impl Insertion {
         Ok((copy.node, true))
     }
 
-    fn widened(&self, bits: u8, wide: bool) -> u8 {
-        if wide { bits.max(self.options.edge_bits) } else { bits }
+    fn widened(&self, bits: u8, layer: NodeId) -> u8 {
+        if self.edges.contains(layer) { bits.max(self.options.edge_bits) } else { bits }
     }
 
     fn quantize_inputs(&mut self, graph: &mut Graph) -> Result<(), PassError> {

@@ -3,7 +3,7 @@
 //! Every `linear` with constant weights becomes `linear_wq`. 4-bit weights have
 //! one step for 32 rows and a channel, found by least square error; 8-bit ones
 //! one step a channel, the largest magnitude. Edge layers, first or last on
-//! some path, have 8 bits. Needs no data. Layers that would gain nothing because
+//! some path that takes no skip connection, have 8 bits. Needs no data. Layers that would gain nothing because
 //! their weights are few still shrink: the pass does not guess about speed.
 //! Weights that lie in a file stay there: they are read block by block, and
 //! their codes are computed when somebody reads those.
@@ -15,7 +15,7 @@ use qail_ir::{Graph, LinearWq, NodeId, Op, Origin, QuantScheme};
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError, PassOptions, Precision,
     quant::{
-        flow::Edge,
+        edges::Edges,
         steps::{codes_of, steps_of},
     },
     rewrite::{self, ConstLinear},
@@ -82,17 +82,11 @@ impl Pass for QuantizeWeights {
         for layer in in_groups {
             cx.declined(graph, layer.id, "its channels see groups of features; its few weights stay floats");
         }
-        let bits: Vec<u8> = layers
-            .iter()
-            .map(
-                |layer| {
-                    if Edge::of(graph, layer.id, &ids).is_edge() { self.bits.max(self.edge_bits) } else { self.bits }
-                },
-            )
-            .collect();
+        let edges = Edges::of(graph, &ids);
         let all = layers.iter().fold(0usize, |all, layer| all.saturating_add(layer.k.saturating_mul(layer.n)));
         let (mut dead, mut done) = (Vec::new(), 0usize);
-        for (layer, bits) in layers.iter().zip(bits) {
+        for layer in &layers {
+            let bits = if edges.contains(layer.id) { self.bits.max(self.edge_bits) } else { self.bits };
             quantize(graph, layer, bits, &mut |n| {
                 done = done.saturating_add(n);
                 cx.advance(done, all);

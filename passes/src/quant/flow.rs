@@ -1,6 +1,6 @@
-//! Which values feed which layers: edges, movements and chains of functions.
+//! Which values feed which layers: movements and chains of functions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use qail_ir::{Binary, BinaryFn, DType, Graph, Linear, NodeId, Op, ReduceFn, Unary, UnaryFn, ValueId};
 
@@ -271,53 +271,4 @@ pub(crate) fn without_quantizers(graph: &Graph) -> (Graph, BTreeMap<ValueId, Val
         floats.replace_uses(id.value(), x);
     }
     (floats, replaced)
-}
-
-/// Whether a layer is the first or the last on some path through the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Edge {
-    pub(crate) first: bool,
-    pub(crate) last: bool,
-}
-
-impl Edge {
-    /// Of `layer` among `layers`.
-    pub(crate) fn of(graph: &Graph, layer: NodeId, layers: &BTreeSet<NodeId>) -> Self {
-        Self { first: sees_an_input(graph, layer, layers), last: reaches_an_output(graph, layer, layers) }
-    }
-
-    pub(crate) fn is_edge(self) -> bool {
-        self.first || self.last
-    }
-}
-
-fn sees_an_input(graph: &Graph, layer: NodeId, layers: &BTreeSet<NodeId>) -> bool {
-    let mut seen = BTreeSet::new();
-    let mut queue: Vec<NodeId> = graph.operands(layer).first().map(|value| value.node).into_iter().collect();
-    while let Some(id) = queue.pop() {
-        if layers.contains(&id) || !seen.insert(id) {
-            continue;
-        }
-        if matches!(graph.node(id).op, Op::Input(_)) {
-            return true;
-        }
-        queue.extend(graph.operands(id).into_iter().map(|value| value.node));
-    }
-    false
-}
-
-fn reaches_an_output(graph: &Graph, layer: NodeId, layers: &BTreeSet<NodeId>) -> bool {
-    let mut seen = BTreeSet::new();
-    let mut queue = vec![layer.value()];
-    while let Some(value) = queue.pop() {
-        if graph.is_output(value) {
-            return true;
-        }
-        for (user, _) in graph.users(value) {
-            if !layers.contains(&user) && seen.insert(user) {
-                queue.push(user.value());
-            }
-        }
-    }
-    false
 }

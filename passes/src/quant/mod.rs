@@ -1,6 +1,7 @@
 //! What the quantization passes share: statistics of values, the search for
 //! steps, codes of weights, and the report of a lowering.
 
+pub(crate) mod edges;
 pub(crate) mod entry;
 pub(crate) mod flow;
 mod histogram;
