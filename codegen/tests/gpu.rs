@@ -193,7 +193,7 @@ fn a_float_island_between_two_regions_agrees() {
 
 #[test]
 fn curved_functions_between_codes_have_the_same_bits_everywhere() {
-    // A gate and a norm between two products: only host code surrounds them.
+    // A gate, a norm and windows between two products: only host code surrounds them.
     check_everywhere(
         "graph @gates(%obs: f32[2, 9], %c: f32[2, 5]) -> (%y, state = %k) {
            %r = const splat(16.0) : f32[]
@@ -209,10 +209,12 @@ fn curved_functions_between_codes_have_the_same_bits_everywhere() {
            %n = normalize %t {axes = [1], eps = 1e-5, center} : f32[2, 5]
            %m = softmax %n {axis = 1} : f32[2, 5]
            %large = const splat(300.0) : f32[]
-           %q1 = quantize %m, %large {zero_point = -128} : qs8[2, 5]
-           %w1 = const rand(2) : qs4[5, 7]
+           %u = unfold %m {out = [2, 5], size = [1, 3], pad = [0, 1], fill = 0.3} : f32[2, 5, 3]
+           %q1 = quantize %u, %large {zero_point = -128} : qs8[2, 5, 3]
+           %x1 = reshape %q1 : qs8[2, 15]
+           %w1 = const rand(2) : qs4[15, 7]
            %b1 = const splat(-3) : i32[7]
-           %a1 = qlinear %q1, %w1, %b1 : i32[2, 7]
+           %a1 = qlinear %x1, %w1, %b1 : i32[2, 7]
            %y = dequantize %a1, %e : f32[2, 7]
          }",
         13,

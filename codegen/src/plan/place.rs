@@ -44,10 +44,10 @@ impl Placement {
     pub(crate) fn new(graph: &Graph) -> Self {
         let topo = graph.topo();
         // Windows are the first device step of a convolution: what is sent to the
-        // device is the image, not its windows.
+        // device is the image, not its windows. Not so if host code quantizes them.
         let mut before_product = BTreeSet::new();
         for &node in topo.iter().rev() {
-            if is_anchor(&graph.node(node).op) || before_product.contains(&node) {
+            if is_anchor(&graph.node(node).op) || before_product.contains(&node) && !is_host(graph, node) {
                 before_product.extend(graph.operands(node).iter().map(|x| x.node));
             }
         }
