@@ -173,14 +173,10 @@ fn mutants(seed: &[u8], n: u64) -> impl Iterator<Item = Vec<u8>> + '_ {
     })
 }
 
-fn n_mutants() -> u64 {
-    std::env::var("QAILC_MUTANTS").ok().and_then(|n| n.parse().ok()).unwrap_or(600)
-}
-
 #[test]
 fn damaged_models_ask_for_little_memory() {
     let seed = fs::read(fixture("hopper/hopper_expert.onnx")).unwrap();
-    for bytes in mutants(&seed, n_mutants()) {
+    for bytes in mutants(&seed, qail_fixtures::n_mutants(600)) {
         let size = largest_request(|| drop(import_bytes(bytes, None, &ImportOptions::default())));
         assert!(size < 16 * MIB, "{size} bytes at once");
     }
@@ -189,7 +185,7 @@ fn damaged_models_ask_for_little_memory() {
 #[test]
 fn damaged_artifacts_ask_for_little_memory() {
     let seed = hopper(Precision::W4A4);
-    for bytes in mutants(&seed, n_mutants()) {
+    for bytes in mutants(&seed, qail_fixtures::n_mutants(600)) {
         let size = largest_request(|| drop(Session::load(bytes, DeviceSpec::Cpu(None))));
         assert!(size < 16 * MIB, "{size} bytes at once");
     }
@@ -207,7 +203,7 @@ fn damaged_recordings_and_graphs_ask_for_little_memory() {
         }
     };
     let seed = fs::read(qail_fixtures::root().join("demos/plain.npz")).unwrap();
-    for bytes in mutants(&seed, n_mutants()) {
+    for bytes in mutants(&seed, qail_fixtures::n_mutants(600)) {
         fs::write(&npz, bytes).unwrap();
         let size = largest_request(|| read(&npz));
         assert!(size < 32 * MIB, "{size} bytes at once");
@@ -216,7 +212,7 @@ fn damaged_recordings_and_graphs_ask_for_little_memory() {
     let graph = import_bytes(model, None, &ImportOptions::default()).unwrap().graph;
     qir::write(&text, &graph).unwrap();
     let seed = fs::read(&text).unwrap();
-    for bytes in mutants(&seed, n_mutants()) {
+    for bytes in mutants(&seed, qail_fixtures::n_mutants(600)) {
         fs::write(&text, bytes).unwrap();
         let size = largest_request(|| drop(qir::read(&text)));
         assert!(size < 16 * MIB, "{size} bytes at once");

@@ -363,7 +363,7 @@ fn every_truncation_is_an_error_or_sound() {
 
 #[test]
 fn mutants_do_not_panic_and_stay_small() {
-    let n_mutants: u64 = std::env::var("QAILC_MUTANTS").ok().and_then(|n| n.parse().ok()).unwrap_or(2000);
+    let n_mutants = qail_fixtures::n_mutants(2000);
     let folder = TempDir::new().unwrap();
     let stored = folder.path().join("stored.npz");
     write_npz(&stored, &[("observations", &[9, 2], &[0.5; 18]), ("actions", &[9, 1], &[0.25; 9])]).unwrap();

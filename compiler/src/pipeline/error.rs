@@ -63,7 +63,7 @@ pub enum PipelineError {
     Head {
         /// What does not fit.
         what: String,
-        /// Outputs of floats, with their lengths.
+        /// Outputs of floats with their lengths, or all with their types if there are none.
         outputs: String,
     },
     /// Another number of bounds than of actions.

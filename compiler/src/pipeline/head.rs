@@ -58,6 +58,11 @@ pub(super) fn resolve(
     };
     let listed = || lens.iter().map(|(name, n)| format!("`{name}` ({n} numbers)")).collect::<Vec<_>>().join(", ");
     let wrong = |what: String| PipelineError::Head { what, outputs: listed() };
+    if lens.is_empty() {
+        let all = graph.outputs.iter().map(|output| format!("`{}` ({})", output.name, graph.ty(output.value)));
+        let what = "a policy whose action is no output of floats cannot be judged; choose the one before it".to_owned();
+        return Err(PipelineError::Head { what, outputs: all.collect::<Vec<_>>().join(", ") });
+    }
     if let Some(part) = choice.outputs.keys().find(|part| !["action", "mean", "log_std"].contains(&part.as_str())) {
         return Err(wrong(format!("a head has no part `{part}`; known are action, mean and log_std")));
     }
@@ -97,7 +102,7 @@ pub(super) fn resolve(
             (Some(named), _) => (named, false),
             (None, _) if lens.len() == 1 => (lens.keys().map(|name| (*name).to_owned()).collect(), false),
             (None, [only]) => ((*only).to_owned(), true),
-            (None, _) => match among(&ACTIONS) {
+            (None, _) => match among(&ACTIONS).or_else(|| among(&MEANS)) {
                 Some(known) => (known, true),
                 None => return Err(wrong("it is not clear which output is the action".to_owned())),
             },
@@ -161,7 +166,16 @@ mod tests {
             pick(&[("mean", 3), ("log_std", 3)], &none, Some(3)),
             "gaussian mean=mean log_std=log_std (guessed)"
         );
+        // A deviation that is no logarithm makes no pair.
+        assert_eq!(pick(&[("mean", 3), ("std", 3)], &none, Some(3)), "deterministic action=mean (guessed)");
         assert!(pick(&[("a", 3), ("b", 3)], &none, Some(3)).contains("not clear"));
+    }
+
+    #[test]
+    fn a_model_without_floats_is_told_what_it_has() {
+        let graph = text::parse("graph @g(%y: i64[1, 2]) -> (%y) {batch = 0} { }").unwrap();
+        let message = resolve(&graph, &HeadChoice::default(), None).unwrap_err().to_string();
+        assert!(message.contains("no output of floats") && message.contains("`y` (i64[1, 2])"), "{message}");
     }
 
     #[test]
@@ -192,7 +206,6 @@ mod tests {
         let choice = HeadChoice { kind: None, outputs };
         assert_eq!(pick(&[("a", 3), ("b", 3)], &choice, Some(3)), "deterministic action=b");
         let choice = HeadChoice { kind: Some(HeadKind::Deterministic), ..HeadChoice::default() };
-        let message = pick(&[("mean", 3), ("log_std", 3)], &choice, Some(3));
-        assert!(message.contains("not clear"), "{message}");
+        assert_eq!(pick(&[("mean", 3), ("log_std", 3)], &choice, Some(3)), "deterministic action=mean (guessed)");
     }
 }

@@ -91,10 +91,10 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Seeded) {
 }
 
 /// 2,000 mutants by default, half of them small so that names, extents and
-/// lengths are hit; `QAILC_MUTANTS` asks for another number.
+/// lengths are hit.
 #[test]
 fn mutants_do_not_panic() {
-    let n_mutants = std::env::var("QAILC_MUTANTS").ok().and_then(|n| n.parse().ok()).unwrap_or(2000usize);
+    let n_mutants = qail_fixtures::n_mutants(2000) as usize;
     let seeds = [rich(), hopper(), relu().bytes()];
     let mut random = Seeded(20);
     let (mut n_models, mut n_internal) = (0, 0);
@@ -455,7 +455,7 @@ fn sizes_out_of_proportion_are_refused_by_every_layer() {
 /// Each operator with operands and attributes that mean nothing to it: 40 times each by default.
 #[test]
 fn operators_survive_what_they_do_not_expect() {
-    let n_times = std::env::var("QAILC_MUTANTS").ok().and_then(|n| n.parse().ok()).unwrap_or(40usize);
+    let n_times = qail_fixtures::n_mutants(40);
     let names = [
         "axis",
         "axes",

@@ -477,8 +477,9 @@ impl Trainer {
 
     /// Refuses numbers that are not finite and a loss that has exploded.
     fn check(&self, loss: f64, gradients: &[Vec<f32>]) -> Result<(), TrainError> {
-        // Next to nothing may grow a thousandfold. A likelihood has any sign.
-        let limit = DIVERGED * self.initial_loss.abs().max(1e-6);
+        // Next to nothing may grow a thousandfold: a loss up to 1, in units of the action, is
+        // none that exploded. A likelihood has any sign.
+        let limit = DIVERGED * self.initial_loss.abs().max(1e-3);
         let not_finite = |elements: &[f32]| elements.iter().any(|x| !x.is_finite());
         let bad = self.parameters.iter().position(|parameter| not_finite(&parameter.elements));
         let bad = bad.or_else(|| gradients.iter().position(|gradient| not_finite(gradient)));
