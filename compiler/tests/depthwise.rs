@@ -27,7 +27,8 @@ use qailc::{
 const IMAGE: [usize; 3] = [2, 10, 10];
 const N_STEPS: usize = 40;
 
-/// A convolution, then depthwise ones between pointwise ones, pools with both kinds of padding.
+/// A convolution, a pool in front of a residual block, then depthwise ones between pointwise ones, pools with both kinds
+/// of padding.
 fn model() -> Vec<u8> {
     let mut graph = GraphProto { name: "separable".to_owned(), ..GraphProto::default() };
     graph.input.push(ValueInfoProto::tensor("image", data_type::FLOAT, &[1, 2, 10, 10]));
@@ -52,7 +53,11 @@ fn model() -> Vec<u8> {
     let conv = |stride: i64, groups: i64| [window(3, stride, 1), vec![AttributeProto::int("group", groups)]].concat();
     add("Conv", &["image", "w0", "b0"], "c0", conv(1, 1));
     add("Relu", &["c0"], "h0", vec![]);
-    add("Conv", &["h0", "w1", "b1"], "c1", conv(2, 6));
+    add("MaxPool", &["h0"], "p0", window(3, 1, 1));
+    add("Conv", &["p0", "w5"], "c5", conv(1, 1));
+    add("Add", &["p0", "c5"], "s5", vec![]);
+    add("Relu", &["s5"], "h5", vec![]);
+    add("Conv", &["h5", "w1", "b1"], "c1", conv(2, 6));
     add("Relu", &["c1"], "h1", vec![]);
     add("Conv", &["h1", "w2", "b2"], "c2", window(1, 1, 0));
     add("AveragePool", &["c2"], "p2", window(3, 1, 1));
@@ -74,6 +79,7 @@ fn model() -> Vec<u8> {
         ("b2", vec![8]),
         ("w3", vec![16, 1, 3, 3]),
         ("w4", vec![16, 3]),
+        ("w5", vec![6, 6, 3, 3]),
         ("b4", vec![3]),
     ] {
         let n: i64 = dims.iter().product();
@@ -117,7 +123,13 @@ fn every_layer_and_pool_runs_on_codes_and_agrees_everywhere() {
                 _ => None,
             })
             .collect();
-        assert_eq!(groups, [1, 6, 1, 8, 1]);
+        assert_eq!(groups, [1, 1, 6, 1, 8, 1]);
+        // The residual sum reads 8-bit codes of the pool; who reads it in 4 bits has a table behind it.
+        let is_pooled = |id| {
+            let of = graph.operands(id).first().map(|x| &graph.node(x.node).op);
+            matches!(graph.node(id).op, Op::Lookup(_)) && matches!(of, Some(Op::Reduce(_)))
+        };
+        assert_eq!(graph.topo().into_iter().any(is_pooled), precision == Precision::W4A4);
 
         let judge = Interpreter::new(graph).unwrap();
         let states = &built.quantized.demonstrations.as_ref().unwrap().held_out;
