@@ -175,7 +175,7 @@ fn choices_and_lookups() {
     let computed = "%c = const [0.5] : f32[] %h = mul %x, %c : f32[2, 2] %n = floor %h : f32[2, 2]
         %i = cast %n : i64[2, 2]";
     check(&format!("%x: f32[2, 2]\n{computed} %y = gather %x, %i {{axis = 1}} : f32[2, 2, 2]"), false);
-    for f in ["add", "replace"] {
+    for f in ["add", "replace", "mul", "min", "max"] {
         for index in ["[1, 0, 1, -1]", "[1, 5, 1, -9]"] {
             let line = format!("%i = const {index} : i32[4] %y = scatter %x, %i, %u {{f = {f}}} : f32[3, 2]");
             check(&format!("%x: f32[3, 2], %u: f32[4, 2]\n{line}"), false);

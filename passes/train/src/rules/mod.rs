@@ -12,11 +12,12 @@ mod movement;
 mod normalize;
 mod reduce;
 mod rope;
+mod scatter;
 mod select;
 
 use qail_ir::{
     Binary, BinaryFn, ConstData, Constant, DType, Graph, MatMul, NodeId, Op, Origin, Reduce, ReduceFn, Reshape,
-    Scatter, ScatterFn, TensorType, Transpose, TypeError, Unary, UnaryFn, ValueId,
+    TensorType, Transpose, TypeError, Unary, UnaryFn, ValueId,
 };
 
 /// What becomes of a gradient on its way to one operand.
@@ -32,7 +33,6 @@ pub(crate) enum Flow {
 
 /// What becomes of the gradient of a node on its way to operand `slot`.
 pub(crate) fn flow(graph: &Graph, id: NodeId, slot: usize) -> Flow {
-    const LATER: &str = "there is no rule for its gradient yet; cut it off the trained part with --output";
     const INTEGERS: &str = "differentiate before `lower-quant`, where quantizers are fake_quant";
     match &graph.node(id).op {
         Op::Input(_) | Op::Const(_) => Flow::Cut,
@@ -58,10 +58,6 @@ pub(crate) fn flow(graph: &Graph, id: NodeId, slot: usize) -> Flow {
         Op::Compare(_) | Op::ArgReduce(_) => Flow::Cut,
         Op::Where(_) if slot == 0 => Flow::Cut,
         Op::Gather(_) | Op::Scatter(_) if slot == 1 => Flow::Cut,
-        Op::Scatter(Scatter { f: ScatterFn::Mul | ScatterFn::Min | ScatterFn::Max }) => match of_result(graph, id) {
-            Flow::Through => Flow::Refused(LATER),
-            other => other,
-        },
         Op::Where(_) | Op::Gather(_) | Op::Scatter(_) => of_result(graph, id),
         Op::Cast(cast) => match cast.to {
             DType::F32 if graph.operands(id).first().is_some_and(|&x| graph.ty(x).is_f32()) => Flow::Through,
@@ -117,7 +113,7 @@ pub(crate) fn backward(
         Op::FakeQuant(op) => fake_quant::fake_quant(builder, op, operands, slot, g),
         Op::Where(_) => select::choose(builder, operands, slot, g),
         Op::Gather(op) => select::gather(builder, op, operands, g),
-        Op::Scatter(op) => select::scatter(builder, op, operands, slot, g),
+        Op::Scatter(op) => scatter::scatter(builder, op, operands, slot, g),
         Op::TopK(op) => select::top_k(builder, op, operands, g),
         Op::CumSum(op) => select::cum_sum(builder, op, g),
         Op::Unfold(op) => movement::unfold(builder, op, operands, g),

@@ -2,8 +2,8 @@
 //! where the elements came from.
 
 use qail_ir::{
-    BinaryFn, Compare, CompareFn, CumSum, DType, Gather, Op, Scatter, ScatterFn, TensorType, TopK, TopKPart, Transpose,
-    TypeError, ValueId, Where,
+    BinaryFn, CumSum, DType, Gather, Op, Scatter, ScatterFn, TensorType, TopK, TopKPart, Transpose, TypeError, ValueId,
+    Where,
 };
 
 use super::{Builder, movement};
@@ -65,59 +65,6 @@ fn clamped(builder: &mut Builder<'_>, index: ValueId, extent: usize) -> Result<V
     let [lo, hi] = bounds.map(|bound| builder.ints(ty.clone(), &[bound]));
     let index = builder.binary(BinaryFn::Max, index, lo)?;
     builder.binary(BinaryFn::Min, index, hi)
-}
-
-/// By the tensor: `g` without the rows that were replaced, or all of it. By the
-/// update: the rows of `g` that show it. Of several rows that replace one, the last does.
-pub(super) fn scatter(
-    builder: &mut Builder<'_>,
-    op: &Scatter,
-    operands: &[ValueId],
-    slot: usize,
-    g: ValueId,
-) -> Result<ValueId, TypeError> {
-    let [_, index, update] = *operands else { return Err(TypeError::new("scatter", "three operands", &[])) };
-    let of_update = builder.shape(update);
-    let n_rows = of_update.first().copied().unwrap_or(1);
-    let extent = builder.shape(g).first().copied().unwrap_or(0);
-    if slot == 0 {
-        return match op.f {
-            ScatterFn::Add => Ok(g),
-            _ => {
-                let zeros = builder.splat(of_update, 0.0);
-                builder.add(Op::Scatter(op.clone()), &[g, index, zeros])
-            }
-        };
-    }
-    if extent == 0 {
-        return Ok(builder.splat(of_update, 0.0));
-    }
-    let rows = builder.add(Op::Gather(Gather { axis: 0 }), &[g, index])?;
-    let shown = match op.f {
-        ScatterFn::Add if builder.ints_within(index, [-(extent as i64), extent as i64 - 1]) => return Ok(rows),
-        ScatterFn::Add => {
-            let ty = TensorType { shape: vec![], ..builder.ty(index) };
-            let [first, end] = [-(extent as i64), extent as i64].map(|bound| builder.ints(ty.clone(), &[bound]));
-            let ahead = builder.add(Op::Compare(Compare { f: CompareFn::Ge }), &[index, first])?;
-            let before = builder.add(Op::Compare(Compare { f: CompareFn::Lt }), &[index, end])?;
-            builder.binary(BinaryFn::Min, ahead, before)?
-        }
-        _ => {
-            // Who wrote each row last; rows beyond the ends find somebody else there.
-            let i64s = |n: usize| TensorType::plain(DType::I64, [n]);
-            let nobody = builder.ints(i64s(extent), &vec![-1; extent]);
-            let numbers: Vec<i64> = (0..n_rows as i64).collect();
-            let numbers = builder.ints(i64s(n_rows), &numbers);
-            let last = Op::Scatter(Scatter { f: ScatterFn::Replace });
-            let last = builder.add(last, &[nobody, index, numbers])?;
-            let last = builder.add(Op::Gather(Gather { axis: 0 }), &[last, index])?;
-            builder.add(Op::Compare(Compare { f: CompareFn::Eq }), &[last, numbers])?
-        }
-    };
-    let column = [&[n_rows][..], &vec![1; of_update.len().saturating_sub(1)]].concat();
-    let shown = builder.reshaped(shown, column)?;
-    let zero = builder.scalar(0.0);
-    builder.add(Op::Where(Where), &[shown, rows, zero])
 }
 
 /// `g` at the places of the elements that were picked.
