@@ -4,7 +4,7 @@
 //! the embeddings began, and adds to the stream that the output is made of; only
 //! the first and the last of them are at the edge.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use qail_ir::{Graph, NodeId, Op, ValueId};
 
@@ -20,8 +20,8 @@ pub(crate) struct Edges {
 impl Edges {
     /// Of a graph with these layers.
     pub(crate) fn of(graph: &Graph, layers: &BTreeSet<NodeId>) -> Self {
-        let skips = skips(graph);
         let order = graph.topo();
+        let skips = skips(graph, &order);
         let mut edges = Self::default();
         // Nodes that an input reaches without a layer between.
         let mut given = BTreeSet::new();
@@ -62,18 +62,22 @@ impl Edges {
     }
 }
 
+/// Most nodes that a skip connection jumps over; a longer one is a path like others.
+const MAX_SKIPPED: usize = 4096;
+
 /// Additions and which of their operands the other one is computed from.
-fn skips(graph: &Graph) -> BTreeSet<(NodeId, u16)> {
+fn skips(graph: &Graph, order: &[NodeId]) -> BTreeSet<(NodeId, u16)> {
+    let places: BTreeMap<NodeId, usize> = order.iter().enumerate().map(|(place, &id)| (id, place)).collect();
     let mut found = BTreeSet::new();
-    for id in graph.topo() {
+    for &id in order {
         let [Some(a), Some(b)] = [0, 1].map(|slot| graph.operands(id).get(slot).copied()) else { continue };
         if flow::addends(graph, id.value()).is_none() {
             continue;
         }
         let origins = [a, b].map(|x| flow::through_movements(graph, x).0.node);
-        if is_before(graph, origins[0], b.node) {
+        if is_before(graph, &places, origins[0], b.node) {
             found.insert((id, 0));
-        } else if is_before(graph, origins[1], a.node) {
+        } else if is_before(graph, &places, origins[1], a.node) {
             found.insert((id, 1));
         }
     }
@@ -81,7 +85,11 @@ fn skips(graph: &Graph) -> BTreeSet<(NodeId, u16)> {
 }
 
 /// True if `node` is computed from `origin`.
-fn is_before(graph: &Graph, origin: NodeId, node: NodeId) -> bool {
+fn is_before(graph: &Graph, places: &BTreeMap<NodeId, usize>, origin: NodeId, node: NodeId) -> bool {
+    // One user is the addition.
+    if graph.users(origin.value()).len() < 2 {
+        return false;
+    }
     let mut seen = BTreeSet::new();
     let mut queue = vec![node];
     while let Some(id) = queue.pop() {
@@ -89,7 +97,9 @@ fn is_before(graph: &Graph, origin: NodeId, node: NodeId) -> bool {
             if x.node == origin {
                 return true;
             }
-            if seen.insert(x.node) {
+            // What stands before the origin does not read it.
+            let is_behind = places.get(&x.node) > places.get(&origin);
+            if is_behind && seen.len() < MAX_SKIPPED && seen.insert(x.node) {
                 queue.push(x.node);
             }
         }
