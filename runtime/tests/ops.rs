@@ -5,7 +5,7 @@
 #[path = "../artifact/tests/common/mod.rs"]
 mod common;
 
-use common::{Builder, DEVICE, HOST};
+use common::{Builder, DEVICE, HOST, families};
 use qail_artifact::{
     Layout, Place, Storage,
     schema::step::{self, BinaryKind, FunctionKind, Op, ReduceKind, Source},
@@ -351,4 +351,9 @@ fn a_group_of_channels_sees_its_own_codes() {
         assert_eq!(y, [14.0, -13.0, 400.0 - 768.0 + 2.0, 7.0 * 15.0 + 3.0, 2.0, -1.0, 12_702.0, -4.0]);
         assert_eq!(session.read_codes("fused").unwrap(), [7, -7, -100, 54, 1, -1, 100, -2]);
     }
+}
+
+#[test]
+fn indices_and_truths_are_no_codes() {
+    assert_eq!(session(families::file()).code_names(), ["codes", "shown", "added", "acc", "looked"]);
 }

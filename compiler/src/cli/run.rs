@@ -205,7 +205,8 @@ fn run_steps(
         Array { name: port.name.clone(), shape: extents(port).to_vec(), values }
     };
     let mut outputs: Vec<Array> = session.outputs().iter().zip(&found).map(array).collect();
-    let names: Vec<String> = if dump { session.tensor_names().map(str::to_owned).collect() } else { Vec::new() };
+    let names: Vec<String> =
+        if dump { session.code_names().into_iter().map(str::to_owned).collect() } else { Vec::new() };
     let mut codes: Vec<Array> =
         names.into_iter().map(|name| Array { name, shape: Vec::new(), values: Elements::I32(Vec::new()) }).collect();
     let bar = terminal.bar(n_steps as u64, "run");
@@ -224,11 +225,11 @@ fn run_steps(
             output.values.append(found);
         }
         for array in &mut codes {
-            // Float tensors have no codes.
-            if let Ok(values) = session.read_codes(&array.name) {
-                array.shape = vec![values.len()];
-                array.values.append(&Elements::I32(values));
-            }
+            let values = session
+                .read_codes(&array.name)
+                .map_err(|error| super::failure::of_run(&format!("step {step} failed"), &error))?;
+            array.shape = vec![values.len()];
+            array.values.append(&Elements::I32(values));
         }
         bar.inc(1);
     }

@@ -193,6 +193,26 @@ impl Session {
         self.plan.tensors.iter().map(|tensor| tensor.name.as_str())
     }
 
+    /// Names of the tensors that hold codes or accumulators, in the order of the
+    /// file: bytes, 16-bit integers, and what is summed up from them. Indices
+    /// and other plain integers are none.
+    pub fn code_names(&self) -> Vec<&str> {
+        let tensors = &self.plan.tensors;
+        let mut is_code: Vec<bool> =
+            tensors.iter().map(|tensor| matches!(tensor.storage, Storage::I8 | Storage::I16)).collect();
+        for step in &self.plan.steps {
+            let operands = step.operands();
+            let reads_codes = operands.reads.iter().any(|&x| is_code.get(x as usize) == Some(&true));
+            let out = operands.write.map(|out| out as usize).filter(|_| reads_codes);
+            if let Some(out) = out.filter(|&out| tensors.get(out).is_some_and(|tensor| tensor.storage == Storage::I32))
+                && let Some(is_code) = is_code.get_mut(out)
+            {
+                *is_code = true;
+            }
+        }
+        tensors.iter().zip(is_code).filter(|(_, is_code)| *is_code).map(|(tensor, _)| tensor.name.as_str()).collect()
+    }
+
     /// The codes or accumulators of a tensor after a run, row-major without
     /// padding. Only with [`LoadOptions::keep_intermediates`].
     ///
