@@ -2,11 +2,12 @@
 //!
 //! Skip connections are no paths. Each layer of a transformer reads the stream that
 //! the embeddings began, and adds to the stream that the output is made of; only
-//! the first and the last of them are at the edge.
+//! the first and the last of them are at the edge. What a cache holds is neither
+//! given nor handed out: keys and values of the steps before are like those of now.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qail_ir::{Graph, NodeId, Op, ValueId};
+use qail_ir::{Graph, NodeId, Op, State, ValueId};
 
 use super::flow;
 
@@ -21,17 +22,23 @@ impl Edges {
     /// Of a graph with these layers.
     pub(crate) fn of(graph: &Graph, layers: &BTreeSet<NodeId>) -> Self {
         let order = graph.topo();
-        let skips = skips(graph, &order);
+        let places = places(&order);
+        let skips = skips(graph, &places);
+        let (cached, caches) = caches(graph, &places);
         let mut edges = Self::default();
         // Nodes that an input reaches without a layer between.
         let mut given = BTreeSet::new();
         for &id in &order {
-            let sees = |(slot, x): (u16, ValueId)| given.contains(&x.node) && !skips.contains(&(id, slot));
+            let sees = |(slot, x): (u16, ValueId)| {
+                given.contains(&x.node) && !skips.contains(&(id, slot)) && !arranges(&graph.node(id).op, slot)
+            };
             if layers.contains(&id) {
                 if graph.operands(id).first().is_some_and(|x| given.contains(&x.node)) {
                     edges.first.insert(id);
                 }
-            } else if matches!(graph.node(id).op, Op::Input(_)) || (0..).zip(graph.operands(id)).any(sees) {
+            } else if matches!(graph.node(id).op, Op::Input(_)) && !cached.contains(&id)
+                || (0..).zip(graph.operands(id)).any(sees)
+            {
                 given.insert(id);
             }
         }
@@ -39,9 +46,13 @@ impl Edges {
         let mut left = BTreeSet::new();
         for &id in order.iter().rev() {
             let reaches = |(user, slot): (NodeId, u16)| {
-                left.contains(&user) && !layers.contains(&user) && !skips.contains(&(user, slot))
+                let is_path = !skips.contains(&(user, slot)) && !arranges(&graph.node(user).op, slot);
+                left.contains(&user) && !layers.contains(&user) && is_path
             };
-            if graph.is_output(id.value()) || graph.users(id.value()).into_iter().any(reaches) {
+            let is_output = || {
+                graph.outputs.iter().any(|output| output.value == id.value() && !caches.contains(output.name.as_str()))
+            };
+            if is_output() || graph.users(id.value()).into_iter().any(reaches) {
                 left.insert(id);
                 if layers.contains(&id) {
                     edges.last.insert(id);
@@ -62,22 +73,48 @@ impl Edges {
     }
 }
 
+/// True for an operand that says which elements of the others count, or where they stand.
+fn arranges(op: &Op, slot: u16) -> bool {
+    matches!((op, slot), (Op::Where(_), 0) | (Op::Attention(_), 3) | (Op::Rope(_), 1 | 2))
+}
+
+/// Where each node stands in the order of the graph.
+type Places = BTreeMap<NodeId, usize>;
+
+fn places(order: &[NodeId]) -> Places {
+    order.iter().enumerate().map(|(place, &id)| (id, place)).collect()
+}
+
+/// Inputs and outputs of the states that keep some of their elements and replace the
+/// others by what is not computed from them.
+fn caches<'g>(graph: &'g Graph, places: &Places) -> (BTreeSet<NodeId>, BTreeSet<&'g str>) {
+    let cache = |state: &State| {
+        let (input, output) = (graph.input_named(&state.input)?, graph.output_named(&state.output)?);
+        let chosen = match graph.op(output) {
+            Op::Where(_) => graph.operands(output.node).split_off(1),
+            _ => return None,
+        };
+        let is_kept = chosen.contains(&input) && !chosen.iter().any(|x| is_before(graph, places, input.node, x.node));
+        is_kept.then_some(input.node)
+    };
+    graph.states.iter().filter_map(|state| Some((cache(state)?, state.output.as_str()))).unzip()
+}
+
 /// Most nodes that a skip connection jumps over; a longer one is a path like others.
 const MAX_SKIPPED: usize = 4096;
 
 /// Additions and which of their operands the other one is computed from.
-fn skips(graph: &Graph, order: &[NodeId]) -> BTreeSet<(NodeId, u16)> {
-    let places: BTreeMap<NodeId, usize> = order.iter().enumerate().map(|(place, &id)| (id, place)).collect();
+fn skips(graph: &Graph, places: &Places) -> BTreeSet<(NodeId, u16)> {
     let mut found = BTreeSet::new();
-    for &id in order {
+    for &id in places.keys() {
         let [Some(a), Some(b)] = [0, 1].map(|slot| graph.operands(id).get(slot).copied()) else { continue };
         if flow::addends(graph, id.value()).is_none() {
             continue;
         }
         let origins = [a, b].map(|x| flow::through_movements(graph, x).0.node);
-        if is_before(graph, &places, origins[0], b.node) {
+        if is_before(graph, places, origins[0], b.node) {
             found.insert((id, 0));
-        } else if is_before(graph, &places, origins[1], a.node) {
+        } else if is_before(graph, places, origins[1], a.node) {
             found.insert((id, 1));
         }
     }
@@ -85,7 +122,7 @@ fn skips(graph: &Graph, order: &[NodeId]) -> BTreeSet<(NodeId, u16)> {
 }
 
 /// True if `node` is computed from `origin`.
-fn is_before(graph: &Graph, places: &BTreeMap<NodeId, usize>, origin: NodeId, node: NodeId) -> bool {
+fn is_before(graph: &Graph, places: &Places, origin: NodeId, node: NodeId) -> bool {
     // One user is the addition.
     if graph.users(origin.value()).len() < 2 {
         return false;
@@ -117,13 +154,16 @@ mod tests {
 
     /// Names of the first and of the last layers.
     fn edges(body: &str, output: &str) -> [String; 2] {
-        let graph = text::parse(&format!(
+        edges_of(&format!(
             "graph @g(%x: f32[2, 4]) -> (%{output}) {{
                %w = const rand(1) : f32[4, 4]
                %b = const rand(2) : f32[4]
                {body} }}"
-        ));
-        let graph = graph.unwrap_or_else(|error| panic!("{error}"));
+        ))
+    }
+
+    fn edges_of(graph: &str) -> [String; 2] {
+        let graph = text::parse(graph).unwrap_or_else(|error| panic!("{error}"));
         let layers: BTreeSet<_> =
             graph.topo().into_iter().filter(|&id| matches!(graph.node(id).op, Op::Linear(_))).collect();
         let edges = Edges::of(&graph, &layers);
@@ -168,5 +208,25 @@ mod tests {
                     %c = linear %a, %w, %b : f32[2, 4] %s = add %c, %f : f32[2, 4]
                     %d = linear %s, %w, %b : f32[2, 4] %e = add %s, %d : f32[2, 4]";
         assert_eq!(edges(body, "e"), ["a", "d"]);
+    }
+
+    #[test]
+    fn what_a_cache_holds_is_neither_given_nor_handed_out() {
+        let step = |new: &str| {
+            format!(
+                "graph @g(%x: f32[2, 4], %past: f32[2, 4], %mask: bool[2, 1]) -> (%y, present = %k) {{
+                   state \"past\" = \"present\"
+                   %w = const rand(1) : f32[4, 4]
+                   %b = const rand(2) : f32[4]
+                   %a = linear %x, %w, %b : f32[2, 4]
+                   %h = linear %past, %w, %b : f32[2, 4]
+                   %s = add %a, %h : f32[2, 4]
+                   %k = where %mask, {new}, %past : f32[2, 4]
+                   %y = linear %k, %w, %b : f32[2, 4] }}"
+            )
+        };
+        assert_eq!(edges_of(&step("%a")), ["a", "y"]);
+        // A recurrent state that a mask holds back.
+        assert_eq!(edges_of(&step("%s")), ["a h y", "a h y"]);
     }
 }
