@@ -51,4 +51,4 @@ pub use op::{
 };
 pub use schedule::{Carry, MAX_TURNS, Repeat, State};
 pub use ty::{DType, Elem, QuantScheme, Shape, TensorType};
-pub use verify::{VerifyError, verify};
+pub use verify::{VerifyError, verify, verify_node};

@@ -135,11 +135,21 @@ pub fn verify(graph: &Graph) -> Result<(), VerifyError> {
             return Err(VerifyError::NodeName { name: name.to_owned() });
         }
         verify_types(graph, id)?;
-        verify_numbers(&Reader { graph, id })?;
+        verify_node(graph, id)?;
     }
     verify_outputs(graph)?;
     schedule::verify(graph)?;
     verify_batch_axis(graph)
+}
+
+/// Checks the attributes and constants that a node computes with: the part of
+/// [`verify()`] that types do not tell.
+///
+/// # Errors
+///
+/// [`VerifyError::Value`] and [`VerifyError::Const`].
+pub fn verify_node(graph: &Graph, id: NodeId) -> Result<(), VerifyError> {
+    verify_numbers(&Reader { graph, id })
 }
 
 fn verify_types(graph: &Graph, id: NodeId) -> Result<(), VerifyError> {

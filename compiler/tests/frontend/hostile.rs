@@ -452,6 +452,31 @@ fn sizes_out_of_proportion_are_refused_by_every_layer() {
     }
 }
 
+#[test]
+fn parameters_that_are_no_numbers_are_refused() {
+    let x = || Tiny::new(24, &[1, 4]);
+    let with = |op: &str, name: &str, number: f32| x().node(op, "x", "y", vec![AttributeProto::float(name, number)]);
+    let mut cases = vec![
+        x().f32("slope", &[], &[f32::NAN]).node("PRelu", "x slope", "y", vec![]),
+        x().f32("lo", &[], &[2.0]).f32("hi", &[], &[1.0]).node("Clip", "x lo hi", "y", vec![]),
+        x().f32("w", &[4], &[1.0; 4]).node(
+            "LayerNormalization",
+            "x w",
+            "y",
+            vec![AttributeProto::float("epsilon", f32::NAN)],
+        ),
+    ];
+    for op in ["Swish", "LeakyRelu", "Elu", "Celu", "Selu", "HardSigmoid"] {
+        cases.extend([f32::NAN, f32::INFINITY].map(|number| with(op, "alpha", number)));
+    }
+    for (i, tiny) in cases.iter().enumerate() {
+        let error = tiny.import().err().unwrap_or_else(|| panic!("case {i} is accepted"));
+        assert_eq!(error.kind(), ErrorKind::Invalid, "case {i}: {error}");
+    }
+    let report = format!("{:?}", with("Swish", "alpha", f32::NAN).import().unwrap_err());
+    assert!(report.contains("`alpha` is NaN, must be finite"), "{report}");
+}
+
 /// Each operator with operands and attributes that mean nothing to it: 40 times each by default.
 #[test]
 fn operators_survive_what_they_do_not_expect() {

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use qail_ir::{
     Constant, DType, Elem, FakeQuant, Graph, Op, Origin, QuantScheme, Reduce, ReduceFn, TensorType, Transpose, ValueId,
+    verify_node,
 };
 
 use super::{
@@ -306,6 +307,7 @@ impl Builder {
             .map(|(slot, &tensor)| if is_weight(slot) { self.place_weight(tensor) } else { Ok(self.place(tensor)) })
             .collect::<Result<_, OpError>>()?;
         let value = self.graph.add(name, op, &values, origin.clone())?.value();
+        verify_node(&self.graph, value.node)?;
         Ok(codes.map_or(Tensor::Computed(value), |codes| Tensor::Codes(value, codes)))
     }
 

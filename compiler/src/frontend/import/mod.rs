@@ -40,7 +40,7 @@ mod transposed;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qail_ir::{BinaryFn, CompareFn, ConstError, Graph, Origin, ReduceFn, TypeError, UnaryFn};
+use qail_ir::{BinaryFn, CompareFn, ConstError, Graph, Origin, ReduceFn, TypeError, UnaryFn, VerifyError};
 
 use self::{
     builder::{Builder, Tensor},
@@ -78,6 +78,18 @@ impl OpError {
 
     fn invalid(reason: impl Into<String>) -> Self {
         Self::Invalid(reason.into())
+    }
+}
+
+impl From<VerifyError> for OpError {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            // The node is named by whoever reports this.
+            VerifyError::Value { what, found, expected, .. } => {
+                Self::Invalid(format!("{what} is {found}, must be {expected}"))
+            }
+            other => Self::Invalid(other.to_string()),
+        }
     }
 }
 
