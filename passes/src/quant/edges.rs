@@ -73,9 +73,10 @@ impl Edges {
     }
 }
 
-/// True for an operand that says which elements of the others count, or where they stand.
+/// True for an operand that says which elements of the others count, or where they
+/// stand. What an attention gives is a mean of many things and none of them.
 fn arranges(op: &Op, slot: u16) -> bool {
-    matches!((op, slot), (Op::Where(_), 0) | (Op::Attention(_), 3) | (Op::Rope(_), 1 | 2))
+    matches!((op, slot), (Op::Where(_), 0) | (Op::Attention(_), _) | (Op::Rope(_), 1 | 2))
 }
 
 /// Where each node stands in the order of the graph.
@@ -226,6 +227,14 @@ mod tests {
             )
         };
         assert_eq!(edges_of(&step("%a")), ["a", "y"]);
+        let attended = "graph @g(%x: f32[1, 1, 2, 4], %past: f32[1, 1, 3, 4]) -> (%y) {
+               %w = const rand(1) : f32[4, 4]
+               %b = const rand(2) : f32[4]
+               %q = linear %x, %w, %b : f32[1, 1, 2, 4]
+               %a = attention %q, %past, %past {scale = 0.5} : f32[1, 1, 2, 4]
+               %o = linear %a, %w, %b : f32[1, 1, 2, 4]
+               %y = linear %o, %w, %b : f32[1, 1, 2, 4] }";
+        assert_eq!(edges_of(attended), ["q", "y"]);
         // A recurrent state that a mask holds back.
         assert_eq!(edges_of(&step("%s")), ["a h y", "a h y"]);
     }
