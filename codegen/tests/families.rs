@@ -410,3 +410,50 @@ fn codes_behind_pools_sums_and_movements_go_through_tables() {
         assert_eq!(n_steps(&source, |op| matches!(op, step::Op::Lookup(_))), 3);
     }
 }
+
+#[test]
+fn rows_are_sorted_summed_up_and_changed_on_the_device() {
+    let order = |f: &str, attributes: &str| format!("{f} %h {{axis = 1, {attributes}}}");
+    for (what, ty) in [
+        (order("top_k", "k = 3, largest"), "f32[4, 3, 5]"),
+        (order("top_k", "k = 2"), "f32[4, 2, 5]"),
+        ("cum_sum %h {axis = 0, reverse}".to_owned(), "f32[4, 6, 5]"),
+        ("cum_sum %h {axis = 2, exclusive}".to_owned(), "f32[4, 6, 5]"),
+        ("scatter %h, %i, %u {f = add}".to_owned(), "f32[4, 6, 5]"),
+        ("scatter %h, %i, %u {f = mul}".to_owned(), "f32[4, 6, 5]"),
+        ("scatter %h, %i, %u {f = min}".to_owned(), "f32[4, 6, 5]"),
+        ("scatter %h, %i, %u {f = max}".to_owned(), "f32[4, 6, 5]"),
+        ("scatter %h, %i, %u {f = replace}".to_owned(), "f32[4, 6, 5]"),
+    ] {
+        let source = format!(
+            "graph @rows(%x: f32[4, 6, 5]) -> (%y) {{
+               %w = const rand(1) : f32[5, 5]
+               %b = const rand(2) : f32[5]
+               %g = linear %x, %w, %b : f32[4, 6, 5]
+               // Equal elements, zeros of both signs among them.
+               %h = round %g : f32[4, 6, 5]
+               %i = const [2, -1, 9, 2, -9] : i64[5]
+               %u = const rand(3) : f32[5, 6, 5]
+               %t = {what} : {ty}
+               %y = linear %t, %w, %b : {ty}
+             }}"
+        );
+        agree(&source, 0.0);
+        let plan = plan(&graph(&source));
+        let on_host = |step: &qail_artifact::schema::Step| {
+            step.place() == qail_artifact::Place::Host && !matches!(step.op, Some(step::Op::Copy(_)))
+        };
+        assert!(!plan.manifest.entries[0].steps.iter().any(on_host), "{what}");
+    }
+    // Indices are numbers that other steps look up with.
+    let source = "graph @best(%x: f32[3, 7]) -> (%y, best = %i) {
+        %w = const rand(1) : f32[7, 7]
+        %b = const rand(2) : f32[7]
+        %g = linear %x, %w, %b : f32[3, 7]
+        %h = round %g : f32[3, 7]
+        %i = arg_reduce %h {axis = 0, largest, last} : i64[7]
+        %t = gather %g, %i {axis = 0} : f32[7, 7]
+        %y = linear %t, %w, %b : f32[7, 7]
+    }";
+    agree(source, 0.0);
+}

@@ -65,7 +65,11 @@ const FAMILIES: &str = "graph @families(%x: f32[2, 4, 6], %i: i64[3]) -> (%y, %z
     %t = lt %a3, %n : bool[2, 4, 6]
     %c = where %t, %a3, %n : f32[2, 4, 6]
     %g = gather %c, %i {axis = 1} : f32[2, 3, 6]
-    %z = linear %g, %w, %b : f32[2, 3, 6]
+    %top = top_k %g {axis = 1, k = 3, largest} : f32[2, 3, 6]
+    %cum = cum_sum %top {axis = 2} : f32[2, 3, 6]
+    %rows = const [1, 0] : i32[2]
+    %put = scatter %cum, %rows, %g {f = max} : f32[2, 3, 6]
+    %z = linear %put, %w, %b : f32[2, 3, 6]
     %r = const splat(16.0) : f32[]
     %q = quantize %z, %r : qs8[2, 3, 6]
     %qi = gather %q, %i {axis = 2} : qs8[2, 3, 3]
@@ -138,7 +142,7 @@ fn every_kernel_is_translated_by_every_back_end() {
     }
     kernels.sort_unstable();
     kernels.dedup();
-    insta::assert_snapshot!(kernels.join(" "), @"attention binary choose compare copy_bytes copy_words gather_bytes gather_words linear_f32 linear_w4 linear_w8 lookup matmul_f32 normalize qadd qlinear_w4 qlinear_w8 reduce reduce_codes requantize softmax unary unfold_bytes unfold_words");
+    insta::assert_snapshot!(kernels.join(" "), @"attention binary choose compare copy_bytes copy_words gather_bytes gather_words linear_f32 linear_w4 linear_w8 lookup matmul_f32 normalize order qadd qlinear_w4 qlinear_w8 reduce reduce_codes requantize scan scatter softmax unary unfold_bytes unfold_words");
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub(crate) mod function;
 pub(crate) mod linear_f32;
 pub(crate) mod linear_wq;
 pub(crate) mod matmul_f32;
+pub(crate) mod order;
 pub(crate) mod qgroups;
 pub(crate) mod qlinear;
 pub(crate) mod reduce;
@@ -214,7 +215,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    pub(crate) const SOURCES: [(&str, &str); 27] = [
+    pub(crate) const SOURCES: [(&str, &str); 30] = [
         ("binary", binary::SOURCE),
         ("attention", rows::ATTENTION),
         ("choose", select::CHOOSE),
@@ -230,6 +231,7 @@ mod tests {
         ("lookup", codes::LOOKUP),
         ("matmul_f32", matmul_f32::SOURCE),
         ("normalize", rows::NORMALIZE),
+        ("order", order::ORDER),
         ("qadd", codes::QADD),
         ("qgroups", qgroups::SOURCE),
         ("qlinear_w4", qlinear::W4),
@@ -238,6 +240,8 @@ mod tests {
         ("reduce_codes", codes::REDUCE),
         ("requantize", requantize::SOURCE),
         ("rope", rope::ROPE),
+        ("scan", order::SCAN),
+        ("scatter", order::SCATTER),
         ("softmax", rows::SOFTMAX),
         ("unary", unary::SOURCE),
         ("unfold_bytes", unfold::BYTES),

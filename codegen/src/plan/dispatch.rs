@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use qail_artifact::schema::{Binding, BindingSource, Dispatch, Kernel, Layout, Place, Storage, Tensor, step};
 
-use super::builder::{Builder, rows};
+use super::{
+    builder::{Builder, rows},
+    shape,
+};
 use crate::{
     CodegenError,
     error::op_name,
@@ -13,6 +16,7 @@ use crate::{
         linear_f32::LinearF32,
         linear_wq::LinearWq,
         matmul_f32::MatMulF32,
+        order,
         qgroups::QGroups,
         qlinear::{Finish, QLinear},
         reduce, requantize, rope, rows as row_kernels, select,
@@ -235,13 +239,25 @@ fn choose(builder: &Builder<'_>, node: &str, op: &step::Op) -> Result<Use, Codeg
             let shader = codes::lookup(node, op, builder.entry(op.out)?)?;
             Ok(Use { shader, bindings: vec![bound(&op.x)?, section(op.table), tensor(op.out)] })
         }
-        step::Op::Quantize(_)
-        | step::Op::Dequantize(_)
-        | step::Op::Scatter(_)
-        | step::Op::Order(_)
-        | step::Op::Scan(_)
-        | step::Op::Cast(_)
-        | step::Op::Repeat(_) => Err(refuse("it is host code".to_owned())),
+        step::Op::Order(op) => {
+            let floats = builder.entry(op.x)?.storage() == Storage::F32;
+            Ok(Use { shader: order::order(node, op, floats)?, bindings: vec![tensor(op.x), tensor(op.out)] })
+        }
+        step::Op::Scan(op) if builder.entry(op.x)?.storage() == Storage::F32 => {
+            Ok(Use { shader: order::scan(node, op)?, bindings: vec![tensor(op.x), tensor(op.out)] })
+        }
+        step::Op::Scan(_) => Err(refuse("a sum of integers is host code".to_owned())),
+        step::Op::Scatter(op) => {
+            let ints = builder.entry(op.out)?.storage() == Storage::I32;
+            if ints && matches!(op.f(), step::ScatterKind::Add | step::ScatterKind::Mul) {
+                return Err(refuse("a function of integers is host code".to_owned()));
+            }
+            let shader = order::scatter(node, op, shape::count(&builder.entry(op.index)?.shape), ints)?;
+            Ok(Use { shader, bindings: vec![tensor(op.x), tensor(op.index), tensor(op.update), tensor(op.out)] })
+        }
+        step::Op::Quantize(_) | step::Op::Dequantize(_) | step::Op::Cast(_) | step::Op::Repeat(_) => {
+            Err(refuse("it is host code".to_owned()))
+        }
     }
 }
 

@@ -228,7 +228,7 @@ fn required_features(steps: &[Step]) -> Vec<String> {
 /// tables on codes.
 fn min_reader(steps: &[Step]) -> u32 {
     let since = |is_old: bool| if is_old { 1 } else { 2 };
-    let reader = |op: &step::Op| match op {
+    let reader = |op: &step::Op, place: Place| match op {
         step::Op::Quantize(_)
         | step::Op::QLinear(_)
         | step::Op::Requantize(_)
@@ -249,14 +249,19 @@ fn min_reader(steps: &[Step]) -> u32 {
         | step::Op::Compare(_)
         | step::Op::Where(_)
         | step::Op::Gather(_)
-        | step::Op::Scatter(_)
-        | step::Op::Order(_)
-        | step::Op::Scan(_)
         | step::Op::Cast(_)
         | step::Op::QAdd(_) => 2,
+        // They were host code.
+        step::Op::Scatter(_) | step::Op::Order(_) | step::Op::Scan(_) => {
+            if place == Place::Host {
+                2
+            } else {
+                3
+            }
+        }
         step::Op::Rope(_) | step::Op::Film(_) | step::Op::QGroups(_) | step::Op::Lookup(_) => 3,
     };
-    steps.iter().filter_map(|step| step.op.as_ref()).map(reader).max().unwrap_or(1)
+    steps.iter().filter_map(|step| Some(reader(step.op.as_ref()?, step.place()))).max().unwrap_or(1)
 }
 
 impl Builder<'_> {
@@ -332,10 +337,10 @@ impl Builder<'_> {
             Op::Compare(op) => self.compare(node, op.f, place),
             Op::Where(_) => self.choose(node, place),
             Op::Gather(op) => self.gather(node, op, place),
-            Op::Scatter(op) => self.scatter(node, op.f),
-            Op::ArgReduce(op) => self.arg_reduce(node, op),
-            Op::TopK(op) => self.top_k(node, op),
-            Op::CumSum(op) => self.cum_sum(node, op),
+            Op::Scatter(op) => self.scatter(node, op.f, place),
+            Op::ArgReduce(op) => self.arg_reduce(node, op, place),
+            Op::TopK(op) => self.top_k(node, op, place),
+            Op::CumSum(op) => self.cum_sum(node, op, place),
             Op::Unfold(op) => self.unfold(node, op, place),
             Op::Softmax(op) => self.softmax(node, op, place),
             Op::Normalize(op) => self.normalize(node, op, place),

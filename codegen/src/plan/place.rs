@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use super::schedule;
 use qail_artifact::schema::Place;
-use qail_ir::{BinaryFn, Graph, NodeId, Op, TensorType};
+use qail_ir::{BinaryFn, Graph, NodeId, Op, ScatterFn, TensorType};
 
 /// Part of the plan. Steps are ordered by part first, so that the device steps
 /// of a policy are one segment: one submission and one wait.
@@ -167,16 +167,10 @@ fn is_host(graph: &Graph, node: NodeId) -> bool {
     let is_int = |ty: &TensorType| ty.dtype().is_some_and(|dtype| !dtype.is_float());
     let has_int = || is_int(graph.ty(node.value())) || graph.operands(node).iter().any(|&x| is_int(graph.ty(x)));
     match &graph.node(node).op {
-        Op::Quantize(_)
-        | Op::Dequantize(_)
-        | Op::Input(_)
-        | Op::Const(_)
-        | Op::Scatter(_)
-        | Op::ArgReduce(_)
-        | Op::TopK(_)
-        | Op::CumSum(_) => true,
+        Op::Quantize(_) | Op::Dequantize(_) | Op::Input(_) | Op::Const(_) => true,
+        Op::Scatter(scatter) => matches!(scatter.f, ScatterFn::Add | ScatterFn::Mul) && is_int(graph.ty(node.value())),
         Op::Binary(binary) => !matches!(binary.f, BinaryFn::Min | BinaryFn::Max) && has_int(),
-        Op::Reduce(_) | Op::Cast(_) => has_int(),
+        Op::Reduce(_) | Op::Cast(_) | Op::CumSum(_) => has_int(),
         Op::MatMul(_)
         | Op::Linear(_)
         | Op::QLinear(_)
@@ -192,6 +186,8 @@ fn is_host(graph: &Graph, node: NodeId) -> bool {
         | Op::Compare(_)
         | Op::Where(_)
         | Op::Gather(_)
+        | Op::ArgReduce(_)
+        | Op::TopK(_)
         | Op::Unfold(_)
         | Op::Softmax(_)
         | Op::Normalize(_)

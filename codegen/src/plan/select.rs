@@ -31,6 +31,14 @@ pub(crate) fn int_range(ty: &TensorType) -> Option<step::IntRange> {
     Some(step::IntRange { lo, hi })
 }
 
+/// Which elements of a row, and what of them.
+struct Order {
+    k: u64,
+    largest: bool,
+    last: bool,
+    indices: bool,
+}
+
 impl Builder<'_> {
     /// An operand that numbers are computed from: `f32` or `i32`.
     pub(crate) fn number(
@@ -114,56 +122,51 @@ impl Builder<'_> {
     }
 
     /// A copy with some rows changed.
-    pub(crate) fn scatter(&mut self, node: NodeId, f: ScatterFn) -> Result<(), CodegenError> {
+    pub(crate) fn scatter(&mut self, node: NodeId, f: ScatterFn, place: Place) -> Result<(), CodegenError> {
         let [x, index, update] = self.operands(node)?;
         let (_, extent, row) = around(&shape_of(self, x), 0);
         let range = int_range(self.graph.ty(x));
-        let x = self.number_tensor(node, x, Place::Host)?;
-        let index = self.number_tensor(node, index, Place::Host)?;
-        let update = self.number_tensor(node, update, Place::Host)?;
+        let x = self.number_tensor(node, x, place)?;
+        let index = self.number_tensor(node, index, place)?;
+        let update = self.number_tensor(node, update, place)?;
         let out = self.result(node)?;
         let f = function::scatter(f).into();
-        self.push(node, Place::Host, step::Op::Scatter(step::Scatter { x, index, update, out, extent, row, f, range }));
+        self.push(node, place, step::Op::Scatter(step::Scatter { x, index, update, out, extent, row, f, range }));
         Ok(())
     }
 
     /// The index of the extreme element.
-    pub(crate) fn arg_reduce(&mut self, node: NodeId, op: &ArgReduce) -> Result<(), CodegenError> {
-        self.order(node, op.axis, 1, op.largest, op.last, true)
+    pub(crate) fn arg_reduce(&mut self, node: NodeId, op: &ArgReduce, place: Place) -> Result<(), CodegenError> {
+        let (k, largest, last) = (1, op.largest, op.last);
+        self.order(node, op.axis, place, Order { k, largest, last, indices: true })
     }
 
     /// The extreme elements or their indices.
-    pub(crate) fn top_k(&mut self, node: NodeId, op: &TopK) -> Result<(), CodegenError> {
-        self.order(node, op.axis, op.k as u64, op.largest, false, op.part == TopKPart::Indices)
+    pub(crate) fn top_k(&mut self, node: NodeId, op: &TopK, place: Place) -> Result<(), CodegenError> {
+        let (k, largest, indices) = (op.k as u64, op.largest, op.part == TopKPart::Indices);
+        self.order(node, op.axis, place, Order { k, largest, last: false, indices })
     }
 
-    fn order(
-        &mut self,
-        node: NodeId,
-        axis: usize,
-        k: u64,
-        largest: bool,
-        last: bool,
-        indices: bool,
-    ) -> Result<(), CodegenError> {
+    fn order(&mut self, node: NodeId, axis: usize, place: Place, order: Order) -> Result<(), CodegenError> {
         let [x] = self.operands(node)?;
         let (outer, n, inner) = around(&shape_of(self, x), axis);
-        let x = self.number_tensor(node, x, Place::Host)?;
+        let x = self.number_tensor(node, x, place)?;
         let out = self.result(node)?;
+        let Order { k, largest, last, indices } = order;
         let step = step::Order { x, out, outer, n, inner, k, largest, last, indices };
-        self.push(node, Place::Host, step::Op::Order(step));
+        self.push(node, place, step::Op::Order(step));
         Ok(())
     }
 
     /// Running sums.
-    pub(crate) fn cum_sum(&mut self, node: NodeId, op: &CumSum) -> Result<(), CodegenError> {
+    pub(crate) fn cum_sum(&mut self, node: NodeId, op: &CumSum, place: Place) -> Result<(), CodegenError> {
         let [x] = self.operands(node)?;
         let (outer, n, inner) = around(&shape_of(self, x), op.axis);
         let range = int_range(self.graph.ty(x));
-        let x = self.number_tensor(node, x, Place::Host)?;
+        let x = self.number_tensor(node, x, place)?;
         let out = self.result(node)?;
         let (exclusive, reverse) = (op.exclusive, op.reverse);
-        self.push(node, Place::Host, step::Op::Scan(step::Scan { x, out, outer, n, inner, exclusive, reverse, range }));
+        self.push(node, place, step::Op::Scan(step::Scan { x, out, outer, n, inner, exclusive, reverse, range }));
         Ok(())
     }
 

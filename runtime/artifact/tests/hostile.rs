@@ -215,13 +215,13 @@ fn windows_rows_and_look_ups_stay_in_their_tensors() {
 }
 
 #[test]
-fn steps_that_order_are_host_code() {
+fn steps_that_change_types_are_host_code() {
     let file = families::file();
     let error = message(&mutant::edited(&file, |m| {
         m.arenas[0].place = qail_artifact::Place::Device as i32;
-        m.entries[0].steps[9].place = qail_artifact::Place::Device as i32;
+        m.entries[0].steps[6].place = qail_artifact::Place::Device as i32;
     }));
-    assert_eq!(error, "step `top`: is no step of a device");
+    assert_eq!(error, "step `index`: is no step of a device");
 }
 
 #[test]

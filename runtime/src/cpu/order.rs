@@ -1,4 +1,4 @@
-//! Host steps that order, sum up or change rows: no two elements are independent.
+//! Steps that order, sum up or change rows: no two elements are independent.
 
 use std::cmp::Ordering;
 

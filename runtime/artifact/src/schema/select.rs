@@ -112,7 +112,7 @@ pub enum ScatterKind {
 
 /// A copy of `x[extent, row]` whose row `index[m]` is combined with row `m` of
 /// `update`, in order. Negative indices count from the end; rows beyond either
-/// end are left out. On the host only.
+/// end are left out.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Scatter {
     /// `f32` or `i32`, dense.
@@ -143,7 +143,7 @@ pub struct Scatter {
 
 /// The first `k` elements, sorted, of rows of `n` that lie `inner` apart, or
 /// their indices. NaN comes before every number; of equal elements the first one
-/// comes first, or with `last` the last one. Dense; on the host only.
+/// comes first, or with `last` the last one. Dense.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Order {
     /// `f32` or `i32`, `[outer, n, inner]`.
@@ -176,7 +176,7 @@ pub struct Order {
 }
 
 /// Running sums of rows of `n` elements that lie `inner` apart. Dense, in the
-/// shape `[outer, n, inner]`; on the host only.
+/// shape `[outer, n, inner]`.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Scan {
     /// `f32` or `i32`.

@@ -59,7 +59,6 @@ impl EntryCheck<'_> {
         if !matches!(step::ScatterKind::try_from(op.f), Ok(f) if f != step::ScatterKind::Unspecified) {
             return Err(step_error(step, "has an unknown function"));
         }
-        self.host_only(step)?;
         let out = self.tensor(step, op.out)?;
         self.plain_number(step, out.storage)?;
         let elements = self.elements(step, &[op.extent, op.row])?;
@@ -73,7 +72,6 @@ impl EntryCheck<'_> {
     }
 
     pub(super) fn order(&self, step: &Step, op: &step::Order) -> Check {
-        self.host_only(step)?;
         let x = self.tensor(step, op.x)?;
         self.plain_number(step, x.storage)?;
         if op.k > op.n || i32::try_from(op.n).is_err() {
@@ -86,7 +84,6 @@ impl EntryCheck<'_> {
     }
 
     pub(super) fn scan(&self, step: &Step, op: &step::Scan) -> Check {
-        self.host_only(step)?;
         let x = self.tensor(step, op.x)?;
         self.plain_number(step, x.storage)?;
         let elements = self.elements(step, &[op.outer, op.n, op.inner])?;
