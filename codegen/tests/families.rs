@@ -445,6 +445,18 @@ fn rows_are_sorted_summed_up_and_changed_on_the_device() {
         };
         assert!(!plan.manifest.entries[0].steps.iter().any(on_host), "{what}");
     }
+    // A row that one invocation would sort for a second is left to the host.
+    let long = "graph @long(%x: f32[1, 700]) -> (%y) {
+        %w = const rand(1) : f32[700, 700]
+        %b = const rand(2) : f32[700]
+        %h = linear %x, %w, %b : f32[1, 700]
+        %t = top_k %h {axis = 1, k = 700} : f32[1, 700]
+        %y = linear %t, %w, %b : f32[1, 700]
+    }";
+    let is_order = |step: &&qail_artifact::schema::Step| matches!(step.op, Some(step::Op::Order(_)));
+    let plan = plan(&graph(long));
+    let sorted = plan.manifest.entries[0].steps.iter().find(is_order).unwrap();
+    assert_eq!(sorted.place(), qail_artifact::Place::Host);
     // Indices are numbers that other steps look up with.
     let source = "graph @best(%x: f32[3, 7]) -> (%y, best = %i) {
         %w = const rand(1) : f32[7, 7]

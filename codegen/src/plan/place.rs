@@ -161,16 +161,31 @@ fn is_anchor(op: &Op) -> bool {
     }
 }
 
+/// Most steps that one invocation of a shader takes one after the other: sorting
+/// or changing more than that is host code.
+const MAX_SERIAL: usize = 1 << 18;
+
 /// Operations that are host code everywhere: WGSL division and `f64` are not
 /// exact, and a device reports no integer that leaves its type.
 fn is_host(graph: &Graph, node: NodeId) -> bool {
     let is_int = |ty: &TensorType| ty.dtype().is_some_and(|dtype| !dtype.is_float());
     let has_int = || is_int(graph.ty(node.value())) || graph.operands(node).iter().any(|&x| is_int(graph.ty(x)));
+    let along = |axis: usize| {
+        let x = graph.operands(node).first().copied();
+        x.and_then(|x| graph.ty(x).shape.get(axis).copied()).unwrap_or(0)
+    };
     match &graph.node(node).op {
         Op::Quantize(_) | Op::Dequantize(_) | Op::Input(_) | Op::Const(_) => true,
-        Op::Scatter(scatter) => matches!(scatter.f, ScatterFn::Add | ScatterFn::Mul) && is_int(graph.ty(node.value())),
+        Op::Scatter(scatter) => {
+            let updates = graph.operands(node).get(1).map_or(0, |&index| graph.ty(index).n_elements());
+            let is_sum = matches!(scatter.f, ScatterFn::Add | ScatterFn::Mul);
+            is_sum && is_int(graph.ty(node.value())) || updates > MAX_SERIAL
+        }
+        Op::TopK(top) => along(top.axis).saturating_mul(top.k) > MAX_SERIAL,
+        Op::ArgReduce(reduce) => along(reduce.axis) > MAX_SERIAL,
+        Op::CumSum(sum) => has_int() || along(sum.axis) > MAX_SERIAL,
         Op::Binary(binary) => !matches!(binary.f, BinaryFn::Min | BinaryFn::Max) && has_int(),
-        Op::Reduce(_) | Op::Cast(_) | Op::CumSum(_) => has_int(),
+        Op::Reduce(_) | Op::Cast(_) => has_int(),
         Op::MatMul(_)
         | Op::Linear(_)
         | Op::QLinear(_)
@@ -186,8 +201,6 @@ fn is_host(graph: &Graph, node: NodeId) -> bool {
         | Op::Compare(_)
         | Op::Where(_)
         | Op::Gather(_)
-        | Op::ArgReduce(_)
-        | Op::TopK(_)
         | Op::Unfold(_)
         | Op::Softmax(_)
         | Op::Normalize(_)
