@@ -224,8 +224,8 @@ fn required_features(steps: &[Step]) -> Vec<String> {
 }
 
 /// Oldest reader that knows every step: 1 for what matrix products and functions
-/// of numbers take, 3 for rotary embeddings, modulation, products in groups and
-/// tables on codes.
+/// of numbers take, 3 for rotary embeddings, modulation, products in groups,
+/// tables on codes, and rows that a device sorts or changes.
 fn min_reader(steps: &[Step]) -> u32 {
     let since = |is_old: bool| if is_old { 1 } else { 2 };
     let reader = |op: &step::Op, place: Place| match op {
@@ -251,14 +251,9 @@ fn min_reader(steps: &[Step]) -> u32 {
         | step::Op::Gather(_)
         | step::Op::Cast(_)
         | step::Op::QAdd(_) => 2,
-        // They were host code.
-        step::Op::Scatter(_) | step::Op::Order(_) | step::Op::Scan(_) => {
-            if place == Place::Host {
-                2
-            } else {
-                3
-            }
-        }
+        // Older readers know them as host code.
+        step::Op::Scatter(_) | step::Op::Order(_) | step::Op::Scan(_) if place == Place::Host => 2,
+        step::Op::Scatter(_) | step::Op::Order(_) | step::Op::Scan(_) => 3,
         step::Op::Rope(_) | step::Op::Film(_) | step::Op::QGroups(_) | step::Op::Lookup(_) => 3,
     };
     steps.iter().filter_map(|step| Some(reader(step.op.as_ref()?, step.place()))).max().unwrap_or(1)

@@ -124,7 +124,7 @@ fn skips(graph: &Graph, places: &Places) -> BTreeSet<(NodeId, u16)> {
 
 /// True if `node` is computed from `origin`.
 fn is_before(graph: &Graph, places: &Places, origin: NodeId, node: NodeId) -> bool {
-    // One user is the addition.
+    // One user is whoever asks: the addition, or the choice that a cache is.
     if graph.users(origin.value()).len() < 2 {
         return false;
     }
