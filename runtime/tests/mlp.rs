@@ -237,7 +237,7 @@ fn files_that_lie_consistently_load_or_fail_but_never_panic() {
     let files = [&precisions.map(mlp)[..], &[mixed::file(), families::file()]].concat();
     let mut rng = Rng(11);
     let mut n_run = 0;
-    let n = mutant::count(1000);
+    let n = qail_fixtures::n_mutants(1000) as usize;
     for i in 0..n {
         let mutant = mutant::consistent(&files[i % files.len()], &mut rng);
         for device in isas() {

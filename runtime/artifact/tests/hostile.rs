@@ -70,7 +70,7 @@ fn every_flipped_bit_is_noticed() {
 fn damaged_files_are_refused() {
     let file = small();
     let mut rng = Rng(2);
-    for _ in 0..mutant::count(2000) {
+    for _ in 0..qail_fixtures::n_mutants(2000) {
         let mut mutant = file.clone();
         mutant::damage(&mut mutant, &mut rng);
         assert!(mutant == file || Artifact::parse(&mutant).is_err());
@@ -84,7 +84,7 @@ fn consistent_lies_never_panic() {
         [small(), float(Precision::W4A16), float(Precision::F32), mixed::file(), families::file(), chunked(|_| ())];
     let mut rng = Rng(3);
     let mut n_refused = 0;
-    let n = mutant::count(2000);
+    let n = qail_fixtures::n_mutants(2000) as usize;
     for i in 0..n {
         let mutant = mutant::consistent(&files[i % files.len()], &mut rng);
         n_refused += usize::from(Artifact::parse(&mutant).is_err());

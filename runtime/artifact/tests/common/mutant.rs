@@ -6,12 +6,6 @@ use sha2::{Digest, Sha256};
 
 use super::Rng;
 
-/// Number of mutants of a test: `base` times the variable `QAILC_MUTANTS`.
-pub fn count(base: usize) -> usize {
-    let scale: usize = std::env::var("QAILC_MUTANTS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    base * scale
-}
-
 /// One to four changed bytes in a range.
 pub fn damage(bytes: &mut [u8], rng: &mut Rng) {
     for _ in 0..=rng.below(4) {
