@@ -106,6 +106,47 @@ fn movement_between_products_stays_on_the_device() {
     ));
 }
 
+/// Two products of codes, and between them what `island` makes of `%f` as `%g`.
+fn between_products(island: &str) -> String {
+    format!(
+        "graph @island(%obs: f32[2, 9]) -> (%y) {{
+           %r = const splat(16.0) : f32[]
+           %q = quantize %obs, %r : qs8[2, 9]
+           %w = const rand(1) : qs8[9, 6]
+           %b = const splat(3) : i32[6]
+           %a = qlinear %q, %w, %b : i32[2, 6]
+           %e = const splat(0.0003) : f64[1]
+           %f = dequantize %a, %e : f32[2, 6]
+           {island}
+           %q1 = quantize %g, %r : qs8[2, 6]
+           %w1 = const rand(2) : qs4[6, 4]
+           %b1 = const splat(-3) : i32[4]
+           %a1 = qlinear %q1, %w1, %b1 : i32[2, 4]
+           %y = dequantize %a1, %e : f32[2, 4]
+         }}"
+    )
+}
+
+#[test]
+fn an_island_that_only_host_code_surrounds_stays_on_the_host() {
+    assert_snapshot!(explained(&between_products(
+        "%s = sigmoid %f : f32[2, 6]
+           %n = normalize %s {axes = [1], eps = 1e-5, center} : f32[2, 6]
+           %g = mul %n, %f : f32[2, 6]"
+    )));
+}
+
+#[test]
+fn an_island_around_a_product_of_floats_runs_on_the_device() {
+    assert_snapshot!(explained(&between_products(
+        "%s = sigmoid %f : f32[2, 6]
+           %t = transpose %s {perm = [1, 0]} : f32[6, 2]
+           %mm = matmul %f, %t : f32[2, 2]
+           %p = softmax %mm {axis = 1} : f32[2, 2]
+           %g = matmul %p, %f : f32[2, 6]"
+    )));
+}
+
 #[test]
 fn shared_weights_are_one_section() {
     let plan = plan(&graph(
