@@ -140,7 +140,7 @@ fn onnx_runtime_agrees_on_halfcheetah() {
     agrees_with_onnx_runtime(&model, &demos, &SETTINGS, "check_qdq.py");
 }
 
-/// Convolutions, a sum of accumulators and codes, a pool of extremes and a mean.
+/// Convolutions, one of each channel by itself, a sum of accumulators and codes, a pool of extremes and a mean.
 #[test]
 fn onnx_runtime_agrees_on_a_policy_of_images() {
     const N: usize = 400;

@@ -4,6 +4,8 @@
 //! A layer whose input is codes as well stays: `lower-quant` makes integers of
 //! it. Everywhere else, and always for weights with a step for some rows only,
 //! `linear` becomes `linear_wq` with the very codes and steps of the quantizer.
+//! Steps for so few rows that kernels have no form for them leave the rounded
+//! weights, in floats.
 
 use qail_ir::{Constant, FakeQuant, Graph, Linear, LinearWq, NodeId, Op, TensorType, ValueId};
 
@@ -31,17 +33,26 @@ impl Pass for AdoptWeights {
         Exactness::Lossy
     }
 
-    fn run(&self, graph: &mut Graph, _cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
+    fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Changed, PassError> {
         let region = Region::of(graph)?;
         let mut dead = Vec::new();
         for id in graph.topo() {
             if region.layers.contains_key(&id) {
                 continue;
             }
-            if let Some(given) = given(graph, id) {
-                adopt(graph, id, &given)?;
-                dead.push(id);
+            let Some(given) = given(graph, id) else { continue };
+            let group = given.fake.group.unwrap_or(given.k);
+            if group < given.k && !group.is_multiple_of(LinearWq::GROUP_MULTIPLE) {
+                let multiple = LinearWq::GROUP_MULTIPLE;
+                let why = format!("a scale for {group} rows, not for a multiple of {multiple}: weights stay in floats");
+                cx.declined(graph, id, why);
+                // The weights are numbers of the quantizer already.
+                graph.replace_uses(given.quantizer.value(), given.w);
+                dead.push(given.quantizer);
+                continue;
             }
+            adopt(graph, id, &given)?;
+            dead.push(id);
         }
         let changed = Changed::when(!dead.is_empty());
         rewrite::sweep(graph, dead);
@@ -121,19 +132,37 @@ mod tests {
 
     #[test]
     fn codes_and_steps_are_those_of_the_quantizer() {
+        let zeros = "0.0, ".repeat(12);
+        let graph = adopted(&format!(
+            "graph @g(%x: f32[1, 9]) -> (%y) {{
+              %w = const [-4.0, 3.5, 1.0, 0.5, {zeros}30.0, 2.0] : f32[9, 2]
+              %s = const [0.5, -0.5, 10.0, 1.0] : f32[2, 2]
+              %wq = fake_quant %w, %s {{s4, axis = 1, group = 8}} : f32[9, 2]
+              %b = const splat(0.0) : f32[2]
+              %y = linear %x, %wq, %b {{act = relu}} : f32[1, 2]
+            }}"
+        ));
+        assert!(matches!(op(&graph, "y"), Op::LinearWq(LinearWq { group: 8, act: Some(_) })));
+        let layer = graph.topo().into_iter().find(|&id| graph.node(id).name == "y").unwrap();
+        let [_, codes, ..] = graph.operands(layer)[..] else { panic!("a layer has four operands") };
+        let expected = [&[-8, -7, 2, -1][..], &[0; 12], &[3, 2]].concat();
+        assert_eq!(graph.const_of(codes).unwrap().all_int().unwrap(), expected);
+    }
+
+    #[test]
+    fn steps_of_a_few_rows_leave_floats() {
         let graph = adopted(
             "graph @g(%x: f32[1, 3]) -> (%y) {
               %w = const [-4.0, 3.5, 1.0, 0.5, 30.0, 2.0] : f32[3, 2]
-              %s = const [0.5, -0.5, 10.0, 1.0] : f32[2, 2]
-              %wq = fake_quant %w, %s {s4, axis = 1, group = 2} : f32[3, 2]
+              %s = const [0.5, 0.5, 10.0, 1.0] : f32[2, 2]
+              %wq = fake_quant %w, %s {s8, axis = 1, group = 2} : f32[3, 2]
               %b = const splat(0.0) : f32[2]
-              %y = linear %x, %wq, %b {act = relu} : f32[1, 2]
+              %y = linear %x, %wq, %b : f32[1, 2]
             }",
         );
-        assert!(matches!(op(&graph, "y"), Op::LinearWq(LinearWq { group: 2, act: Some(_) })));
         let layer = graph.topo().into_iter().find(|&id| graph.node(id).name == "y").unwrap();
-        let [_, codes, ..] = graph.operands(layer)[..] else { panic!("a layer has four operands") };
-        assert_eq!(graph.const_of(codes).unwrap().all_int().unwrap(), [-8, -7, 2, -1, 3, 2]);
+        let [_, w, _] = graph.operands(layer)[..] else { panic!("a layer has three operands") };
+        assert_eq!(graph.const_of(w).unwrap().all_f32().unwrap(), [-4.0, 3.5, 1.0, 0.5, 30.0, 2.0]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! are one policy: passes, training and plans see through the border, and a
 //! sampler runs the first stage once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use qail_ir::{Constant, Graph, NodeId, Op, TensorType, TypeError, ValueId};
 
@@ -68,22 +68,40 @@ pub enum JoinError {
     Node(#[from] TypeError),
 }
 
-/// Appends a stage to a graph. `wires` goes from inputs of the stage to outputs
-/// of the graph; other inputs read the output of their name, or the input of
-/// their name if both are alike, or are new.
+/// Appends stages to a graph, in order. `wires` goes from inputs of the stages to
+/// outputs of those before them; other inputs read the last output of their name,
+/// or the input of their name if both are alike, or are new.
 ///
 /// # Errors
 /// See [`JoinError`]; then the graph is as it was.
-pub fn join(graph: &mut Graph, stage: &Graph, wires: &BTreeMap<String, String>) -> Result<(), JoinError> {
+pub fn join(graph: &mut Graph, stages: &[&Graph], wires: &BTreeMap<String, String>) -> Result<(), JoinError> {
     let mut joined = graph.clone();
+    let mut read = BTreeSet::new();
+    for stage in stages {
+        append(&mut joined, stage, wires, &mut read)?;
+    }
+    joined.outputs.retain(|output| !read.contains(&output.name));
+    *graph = joined;
+    Ok(())
+}
+
+/// Appends one stage. `read` has the names of outputs that some stage reads.
+fn append(
+    joined: &mut Graph,
+    stage: &Graph,
+    wires: &BTreeMap<String, String>,
+    read: &mut BTreeSet<String>,
+) -> Result<(), JoinError> {
+    let known = outputs(joined);
+    let mut n_read = 0usize;
     let mut places: BTreeMap<NodeId, NodeId> = BTreeMap::new();
-    let mut read: Vec<String> = Vec::new();
     for id in stage.topo() {
         let node = stage.node(id);
         let (name, origin) = (node.name.clone(), node.origin.clone());
         let new = match &node.op {
-            Op::Input(input) => match source(graph, &name, &input.ty, wires)? {
+            Op::Input(input) => match source(joined, &name, &input.ty, wires)? {
                 Some((value, output)) => {
+                    n_read += usize::from(output.is_some());
                     read.extend(output);
                     value.node
                 }
@@ -97,11 +115,14 @@ pub fn join(graph: &mut Graph, stage: &Graph, wires: &BTreeMap<String, String>) 
         };
         places.insert(id, new);
     }
-    if read.is_empty() {
+    if n_read == 0 {
         let inputs = list(stage.inputs().iter().map(|&id| stage.node(id).name.as_str()));
-        return Err(JoinError::Apart { name: stage.name.clone(), inputs, known: outputs(graph) });
+        return Err(JoinError::Apart { name: stage.name.clone(), inputs, known });
     }
-    joined.outputs.retain(|output| !read.contains(&output.name));
+    // An output of the name of one that was read takes its place.
+    let again = |name: &String| stage.outputs.iter().any(|output| output.name == *name);
+    joined.outputs.retain(|output| !(read.contains(&output.name) && again(&output.name)));
+    read.retain(|name| !again(name));
     for output in &stage.outputs {
         if joined.outputs.iter().any(|known| known.name == output.name) {
             return Err(JoinError::Output { name: output.name.clone() });
@@ -111,7 +132,6 @@ pub fn join(graph: &mut Graph, stage: &Graph, wires: &BTreeMap<String, String>) 
         }
     }
     joined.metadata.extend(stage.metadata.clone());
-    *graph = joined;
     Ok(())
 }
 
@@ -195,7 +215,7 @@ mod tests {
         let (mut graph, stage) = (text::parse(ENCODER).unwrap(), text::parse(HEAD).unwrap());
         let wires = wires.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
         check_wires(&[&stage], &wires).map_err(|error| error.to_string())?;
-        join(&mut graph, &stage, &wires).map_err(|error| error.to_string())?;
+        join(&mut graph, &[&stage], &wires).map_err(|error| error.to_string())?;
         verify(&graph).unwrap();
         Ok(graph)
     }
@@ -225,5 +245,28 @@ mod tests {
             "input `cond` of a stage is wired to `feature`, and earlier stages have `features`, `extra`"
         );
         assert!(joined(&[("kond", "features")]).unwrap_err().starts_with("a stage has no input `kond`"));
+    }
+
+    #[test]
+    fn a_later_stage_reads_what_an_earlier_one_read_too() {
+        let stages = [
+            ENCODER,
+            "graph @context(%features: f32[1, 2]) -> (ctx = %c) {
+                %c = abs %features : f32[1, 2]
+            }",
+            // Its output has the name of what it reads.
+            "graph @head(%features: f32[1, 2], %ctx: f32[1, 2]) -> (ctx = %y) {
+                %y = add %features, %ctx : f32[1, 2]
+            }",
+        ];
+        let [mut graph, context, head] = stages.map(|stage| text::parse(stage).unwrap());
+        join(&mut graph, &[&context, &head], &BTreeMap::new()).unwrap();
+        verify(&graph).unwrap();
+        let names: Vec<&str> = graph.inputs().iter().map(|&id| graph.node(id).name.as_str()).collect();
+        let outputs: Vec<&str> = graph.outputs.iter().map(|output| output.name.as_str()).collect();
+        assert_eq!((names, outputs), (vec!["obs"], vec!["extra", "ctx"]));
+        let inputs = [("obs".to_owned(), Tensor::f32([1, 2], vec![-0.5; 2]))].into();
+        let found = &interp::run(&graph, &inputs).unwrap()["ctx"];
+        assert_eq!(found.as_f32().unwrap(), [0.0, 0.0]);
     }
 }

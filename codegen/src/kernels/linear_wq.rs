@@ -33,9 +33,9 @@ impl LinearWq {
     pub(crate) fn specialize(&self, node: &str) -> Result<Shader, CodegenError> {
         let (name, source, block) = if self.w4 { ("linear_w4", W4, 32) } else { ("linear_w8", W8, 16) };
         let group = self.group.min(self.k).max(1);
-        // The kernel reads whole words of codes: 4 bytes or 8 nibbles.
-        if group < self.k && !group.is_multiple_of(8) {
-            let reason = format!("groups of {group} rows; a multiple of 8 is accepted");
+        let multiple = qail_ir::LinearWq::GROUP_MULTIPLE;
+        if group < self.k && !group.is_multiple_of(multiple as u64) {
+            let reason = format!("groups of {group} rows; a multiple of {multiple} is accepted");
             return Err(CodegenError::Unsupported { node: node.to_owned(), op: "linear_wq", reason });
         }
         let mut params = vec![

@@ -69,9 +69,11 @@ pub(super) fn export(
     };
     for id in graph.topo() {
         match &graph.node(id).op {
-            Op::Linear(Linear { groups: 2.., .. }) | Op::QLinear(QLinear { groups: 2.. }) => {
-                let reason =
-                    "this export does not write groups of channels yet; use `w8a16` or `w4a16`, which keep them";
+            Op::Linear(Linear { groups: 2.., .. }) | Op::QLinear(QLinear { groups: 2.. })
+                if !export.convs.layers.contains_key(&id) =>
+            {
+                let reason = "groups of channels are written as Conv, and its rows are no windows that a Conv has; \
+                              use --format exact";
                 return Err(export.emitter.unsupported(id, reason));
             }
             // Written by those that read the accumulator.

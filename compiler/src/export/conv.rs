@@ -22,8 +22,10 @@ pub(super) struct Conv {
     pub(super) source: ValueId,
     /// Order of its axes as Conv wants them, `[N, C, ..]`, if another.
     to_channels_first: Option<Vec<usize>>,
-    /// Channels and extents of the kernel: rows of the weights.
+    /// Channels of a group and extents of the kernel: rows of the weights.
     rows: Vec<usize>,
+    /// Groups of channels.
+    groups: usize,
     strides: Vec<usize>,
     dilations: Vec<usize>,
     /// In front of each axis, then behind each.
@@ -71,9 +73,12 @@ impl Convs {
 
 /// The convolution that a product is, and the nodes between it and its source.
 fn matching(graph: &Graph, id: NodeId, shows_zero: &impl Fn(NodeId, &Unfold) -> bool) -> Option<(Conv, Vec<NodeId>)> {
-    if !matches!(graph.node(id).op, Op::QLinear(_) | Op::Linear(_) | Op::LinearWq(_)) {
-        return None;
-    }
+    let groups = match &graph.node(id).op {
+        Op::QLinear(linear) => linear.groups,
+        Op::Linear(linear) => linear.groups,
+        Op::LinearWq(_) => 1,
+        _ => return None,
+    };
     let operand = |value: ValueId| graph.operands(value.node).first().copied();
     let rows = operand(id.value())?;
     let Op::Reshape(reshape) = graph.op(rows) else { return None };
@@ -107,6 +112,7 @@ fn matching(graph: &Graph, id: NodeId, shows_zero: &impl Fn(NodeId, &Unfold) -> 
     let channels = *shape.get(channel)?;
     let taps_size: usize = shown.iter().map(|window| window.size).product();
     let outs: Vec<usize> = shown.iter().map(|window| window.out).collect();
+    let in_group = channels.checked_div(groups).filter(|of_one| of_one * groups == channels)?;
     if reshape.shape != [&[*shape.first()?], &outs[..], &[channels.checked_mul(taps_size)?]].concat() {
         return None;
     }
@@ -120,7 +126,8 @@ fn matching(graph: &Graph, id: NodeId, shows_zero: &impl Fn(NodeId, &Unfold) -> 
     let conv = Conv {
         source,
         to_channels_first,
-        rows: [channels].into_iter().chain(shown.iter().map(|window| window.size)).collect(),
+        groups,
+        rows: [in_group].into_iter().chain(shown.iter().map(|window| window.size)).collect(),
         strides: shown.iter().map(|window| window.stride).collect(),
         dilations: shown.iter().map(|window| window.dilation).collect(),
         pads: pads.iter().map(|pad| pad.0).chain(pads.iter().map(|pad| pad.1)).collect(),
@@ -185,6 +192,9 @@ impl Conv {
         };
         let lists = [("strides", &self.strides), ("dilations", &self.dilations), ("pads", &self.pads)];
         let mut attributes = lists.map(|(name, list)| AttributeProto::ints(name, dims(list))).to_vec();
+        if self.groups > 1 {
+            attributes.push(AttributeProto::int("group", self.groups as i64));
+        }
         let size = self.rows.get(1..).unwrap_or_default();
         attributes.push(AttributeProto::ints("kernel_shape", dims(size)));
         let y = builder.step("Conv", &[&x, w, b], attributes, &format!("{out}/conv"));

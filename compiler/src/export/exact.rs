@@ -17,7 +17,7 @@ use qail_ir::{
 
 use super::{
     ExportError, ExportOptions, OPSET,
-    builder::Tensor,
+    builder::{Tensor, check_size},
     emit::Emitter,
     exposed_values, float,
     functions::{Math, emit_binary, emit_clip, emit_unary, is_precise, round_to_f32},
@@ -75,9 +75,11 @@ fn emit_node(emitter: &mut Emitter<'_>, id: NodeId) -> Result<Tensor, ExportErro
             round_to_f32(&mut emitter.builder, &sum, &out);
             Ok(Tensor::new(out, F32))
         }
-        Op::Linear(Linear { groups: 2.., .. }) | Op::QLinear(QLinear { groups: 2.. }) => {
-            Err(emitter.unsupported(id, "this export does not write groups of channels yet; use another format"))
+        // `expand-groups` takes them apart where they stay in floats.
+        Op::Linear(Linear { groups: 2.., .. }) => {
+            Err(emitter.unsupported(id, "groups of channels in floats are not written as one layer"))
         }
+        Op::QLinear(QLinear { groups: groups @ 2.. }) => emit_groups(emitter, id, *groups),
         Op::Linear(linear) => {
             let w = emitter.operand_value(id, 1)?;
             let w = emitter.operand_as_f64(id, 1, w)?;
@@ -146,6 +148,35 @@ impl Emitter<'_> {
         let base = format!("{}/x64", x.name);
         Ok(self.builder.cast(&x, F64, &base))
     }
+}
+
+/// A layer in groups: `x[.., G, 1, K] * w[G, K, N / G]`, then `[.., N]`.
+fn emit_groups(emitter: &mut Emitter<'_>, id: NodeId, groups: usize) -> Result<Tensor, ExportError> {
+    let out = emitter.name_of(id);
+    let x = emitter.operand(id, 0)?;
+    let constant = emitter.constant(id, 1)?;
+    check_size(constant.ty.n_elements() as u64)?;
+    let &[k, n] = &constant.ty.shape[..] else {
+        return Err(emitter.unsupported(id, "its weights are no matrix"));
+    };
+    let w = constant.all_int().map_err(|source| emitter.unreadable(id, source))?;
+    let of_group = n / groups.max(1);
+    let at = |g: usize| (0..k).flat_map(move |row| (0..of_group).map(move |column| row * n + g * of_group + column));
+    let w: Vec<f64> = (0..groups).flat_map(at).map(|i| w.get(i).copied().unwrap_or(0) as f64).collect();
+    let b = emitter.operand_value(id, 2)?;
+    let b = emitter.operand_as_f64(id, 2, b)?;
+    let n_lead = emitter.graph.ty(id.value()).shape.len().saturating_sub(1);
+    let builder = &mut emitter.builder;
+    // 0 keeps the extent of the operand.
+    let apart = [&vec![0; n_lead][..], &[groups as i64, 1, k as i64]].concat();
+    let apart = builder.i64s(&format!("{out}/apart"), &apart);
+    let rows = builder.step("Reshape", &[&x.name, &apart], Vec::new(), &format!("{out}/rows"));
+    let w = builder.f64s(&format!("{out}/groups"), &[groups, k, of_group], &w)?;
+    let products = builder.step("MatMul", &[&rows, &w], Vec::new(), &format!("{out}/products"));
+    let shape = builder.i64s(&format!("{out}/shape"), &[&vec![0; n_lead][..], &[n as i64]].concat());
+    let sum = builder.step("Reshape", &[&products, &shape], Vec::new(), &format!("{out}/sums"));
+    builder.node("Add", &[&sum, &b.name], Vec::new(), &out);
+    Ok(Tensor::new(out, F64))
 }
 
 /// `clamp(rne(x * r) + z)`: the product in `f32`, where `r` is a power of two and

@@ -39,10 +39,10 @@ pub(super) fn import(
     let graphs: Vec<&qail_ir::Graph> = stages.iter().map(|stage| &stage.graph).collect();
     let refused = |error| PipelineError::Stages(Box::new(error));
     join::check_wires(&graphs, &options.policy.wires).map_err(refused)?;
+    join::join(&mut joined.graph, &graphs, &options.policy.wires).map_err(refused)?;
     let mut hash = Sha256::new();
     hash.update(&joined.sha256);
     for stage in stages {
-        join::join(&mut joined.graph, &stage.graph, &options.policy.wires).map_err(refused)?;
         hash.update(&stage.sha256);
         joined.notes.extend(stage.notes);
         joined.size_bytes = joined.size_bytes.saturating_add(stage.size_bytes);

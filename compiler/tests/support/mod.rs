@@ -14,7 +14,8 @@ use qail_runtime::{DeviceSpec, GpuBackend, GpuSpec};
 pub(crate) const EXPERT: &str = "$POLICIES/hopper/hopper_expert.onnx";
 pub(crate) const DEMOS: &str = "$POLICIES/hopper/hopper_demos.npz";
 
-/// A small policy of images: a convolution with a pad, a residual sum, a pool of extremes, a mean, and a layer.
+/// A small policy of images: a convolution with a pad, a residual sum, a pool of extremes, a convolution of each channel
+/// by itself, a mean, and a layer.
 pub(crate) const IMAGES: &str = "graph @images(%image: f32[1, 3, 8, 9]) -> (action = %action) {batch = 0} {
   %w0 = const rand(1) : f32[27, 8]
   %b0 = const rand(2) : f32[8]
@@ -31,7 +32,12 @@ pub(crate) const IMAGES: &str = "graph @images(%image: f32[1, 3, 8, 9]) -> (acti
   %act = relu %sum : f32[1, 8, 9, 8]
   %x2 = unfold %act {out = [1, 4, 4, 8], size = [1, 2, 2, 1], stride = [1, 2, 2, 1], fill = -inf} : f32[1, 4, 4, 8, 2, 2]
   %pool = reduce_max %x2 {axes = [4, 5]} : f32[1, 4, 4, 8]
-  %mean = reduce_mean %pool {axes = [1, 2]} : f32[1, 8]
+  %w3 = const rand(7) : f32[9, 8]
+  %b3 = const rand(8) : f32[8]
+  %x3 = unfold %pool {out = [1, 4, 4, 8], size = [1, 3, 3, 1], pad = [0, 1, 1, 0]} : f32[1, 4, 4, 8, 3, 3]
+  %r3 = reshape %x3 : f32[1, 4, 4, 72]
+  %h3 = linear %r3, %w3, %b3 {groups = 8, act = relu} : f32[1, 4, 4, 8]
+  %mean = reduce_mean %h3 {axes = [1, 2]} : f32[1, 8]
   %w2 = const rand(5) : f32[8, 3]
   %b2 = const rand(6) : f32[3]
   %action = linear %mean, %w2, %b2 : f32[1, 3]

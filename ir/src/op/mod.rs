@@ -294,6 +294,12 @@ pub struct LinearWq {
     pub act: Option<UnaryFn>,
 }
 
+impl LinearWq {
+    /// What kernels take for [`group`](Self::group): multiples of this, or `K` and
+    /// more. They read whole words of codes, 4 bytes or 8 nibbles.
+    pub const GROUP_MULTIPLE: usize = 8;
+}
+
 /// Operands that do not fit an operation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{op} takes {expected}, found {found}")]

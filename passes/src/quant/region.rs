@@ -275,11 +275,13 @@ pub enum Route {
 }
 
 /// How a quantizer with codes `out` gets them: behind a layer if `codes` is
-/// `None`, else behind `codes`; through `functions`.
+/// `None`, else behind `codes`; through `functions`. Codes of 16 bits come from
+/// floats: kernels make none.
 pub fn route(codes: Option<&CodeInfo>, functions: &[UnaryFn], out: &CodeInfo) -> Route {
     match codes {
-        None => fold_clamps(functions, out).map_or(Route::Quantize, Route::Requantize),
         Some(info) if functions.is_empty() && info == out => Route::Same,
+        _ if out.scheme.bits > 8 => Route::Quantize,
+        None => fold_clamps(functions, out).map_or(Route::Quantize, Route::Requantize),
         Some(info) if info.scheme.bits == 8 && functions.iter().all(|&f| flow::fits_a_table(f)) => Route::Lookup,
         Some(_) => Route::Quantize,
     }

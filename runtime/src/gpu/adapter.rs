@@ -82,10 +82,15 @@ fn all(backend: Option<GpuBackend>) -> Vec<(wgpu::Adapter, AdapterInfo)> {
     result
 }
 
-fn describe(device: DeviceSpec, info: &wgpu::AdapterInfo) -> AdapterInfo {
+/// True if the adapter is a processor in disguise.
+pub(super) fn is_software(info: &wgpu::AdapterInfo) -> bool {
     // Some software drivers call themselves something else.
-    let is_software = info.device_type == wgpu::DeviceType::Cpu
-        || ["llvmpipe", "swiftshader"].iter().any(|name| info.name.to_lowercase().contains(name));
+    info.device_type == wgpu::DeviceType::Cpu
+        || ["llvmpipe", "swiftshader"].iter().any(|name| info.name.to_lowercase().contains(name))
+}
+
+fn describe(device: DeviceSpec, info: &wgpu::AdapterInfo) -> AdapterInfo {
+    let is_software = is_software(info);
     let kind = match info.device_type {
         _ if is_software => "software",
         wgpu::DeviceType::DiscreteGpu => "discrete",

@@ -20,9 +20,9 @@ use crate::{
 /// Longest wait for a segment of a run. A device that takes longer is taken for
 /// lost: the control loop must get an answer.
 const RUN_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest wait for the first dispatches, which compile: software drivers take
-/// seconds for it on a busy machine.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// The same for the first dispatches, which compile, and for software drivers,
+/// which are there to compare numbers and may take a minute for an image.
+const SLOW_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Buffers of the device arenas, by index of the arena.
 pub(super) struct Arenas(pub(super) Vec<Option<wgpu::Buffer>>);
@@ -56,6 +56,13 @@ pub(super) struct GpuExec {
     pub(super) staging: Staging,
     /// Memory for tensors on their way to planes.
     pub(super) planes: Vec<u8>,
+    /// Longest wait for a segment of a run.
+    pub(super) timeout: Duration,
+}
+
+/// Longest wait for a segment of a run on an adapter.
+pub(super) fn timeout(is_software: bool) -> Duration {
+    if is_software { SLOW_TIMEOUT } else { RUN_TIMEOUT }
 }
 
 /// A tensor in the staging buffer.
@@ -71,7 +78,7 @@ impl GpuExec {
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         self.encode(plan, segment, &mut encoder)?;
         let index = self.queue.submit([encoder.finish()]);
-        self.wait(index, LOAD_TIMEOUT)
+        self.wait(index, SLOW_TIMEOUT)
     }
 
     /// Records the steps of a segment.
@@ -149,13 +156,13 @@ impl GpuExec {
         memory: &mut HostMemory,
     ) -> Result<(), String> {
         let index = self.queue.submit([encoder.finish()]);
-        let Some(end) = parcels.last().map(|parcel| parcel.end) else { return self.wait(index, RUN_TIMEOUT) };
+        let Some(end) = parcels.last().map(|parcel| parcel.end) else { return self.wait(index, self.timeout) };
         let (sender, receiver) = mpsc::channel();
         self.staging.0.map_async(wgpu::MapMode::Read, ..end, move |result| {
             // The receiver lives until the end of this function; later nobody asks.
             let _ = sender.send(result);
         });
-        let waited = self.wait(index, RUN_TIMEOUT);
+        let waited = self.wait(index, self.timeout);
         let mapped = receiver.try_recv();
         let copied = match (waited, mapped) {
             (Err(reason), _) => Err(reason),

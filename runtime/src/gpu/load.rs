@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use qail_artifact::schema::{BindingSource, Dispatch, Place};
 
 use super::{
-    exec::{Arenas, GpuExec, Prepared, Staging},
+    adapter,
+    exec::{self, Arenas, GpuExec, Prepared, Staging},
     fault::Faults,
 };
 use crate::{
@@ -37,7 +38,9 @@ pub(super) fn load(adapter: &wgpu::Adapter, cx: &DeviceContext<'_>) -> Result<Gp
     let sections = loader.sections()?;
     let steps = loader.steps(&arenas, &sections)?;
     let staging = loader.staging()?;
-    let mut exec = GpuExec { name: name.clone(), device, queue, faults, arenas, steps, staging, planes: Vec::new() };
+    let timeout = exec::timeout(adapter::is_software(&info));
+    let planes = Vec::new();
+    let mut exec = GpuExec { name: name.clone(), device, queue, faults, arenas, steps, staging, planes, timeout };
     // Drivers compile at the first dispatch: a run on zeros, before it matters.
     for segment in cx.plan.segments.iter().filter(|segment| segment.place == Place::Device) {
         exec.warm_up(cx.plan, segment).map_err(|reason| RuntimeError::NoDevice { device: name.clone(), reason })?;

@@ -3,12 +3,19 @@
 //!
 //! The weight is stored by column, `[N, K]`, in blocks whose codes share bytes;
 //! the first code is in the lowest bits. Without zero points a code counts from
-//! the middle of its range.
+//! the middle of its range. With zero points it does too, so that it keeps its
+//! width, and the rest is a product of its own: with `m` the middle and `B` a
+//! block of rows,
+//!
+//! `sum_k x[k] s (q[k] - z) = sum_k x[k] s (q[k] - m) + sum_B s[B] (m - z[B]) sum_(k in B) x[k]`.
 
 use std::sync::Arc;
 
 use prost::bytes::Bytes;
-use qail_ir::{ConstData, ConstSource, Constant, DType, Elem, Linear, Op, QuantScheme, TensorType};
+use qail_ir::{
+    Binary, BinaryFn, Concat, ConstData, ConstSource, Constant, DType, Elem, Linear, MatMul, Op, QuantScheme, Reduce,
+    ReduceFn, Reshape, TensorType,
+};
 
 use super::{
     super::{OpError, builder::Tensor, cx::NodeCx},
@@ -124,8 +131,19 @@ pub(super) fn matmul(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
         return Err(OpError::invalid(format!("a scale is {scale}")));
     }
     let scales = positive(&scales);
+    let zeros = zeros(cx, &layout)?;
+    let middle = 1i64 << (bits - 1);
+    // `[n_blocks, N]`, as `m - z` for each block of a column.
+    let offsets = (0..n_blocks).flat_map(|b| (0..n).map(move |column| column * n_blocks + b));
+    let offset = |i: usize| middle - zeros.get(if zeros.len() == 1 { 0 } else { i }).copied().unwrap_or(middle);
+    let is_centered = zeros.iter().all(|&zero| zero == middle);
+    let offsets: Vec<f32> = if is_centered {
+        Vec::new()
+    } else {
+        offsets.map(|i| (offset(i) as f64 * f64::from(scales.get(i).copied().unwrap_or(0.0))) as f32).collect()
+    };
     let grid = Grid::new(vec![n, k], vec![1, block]);
-    let dequantized = Dequantized { codes, grid, zeros: zeros(cx, &layout)?, scales: scales.into() };
+    let dequantized = Dequantized { codes, grid, zeros: vec![middle], scales: scales.into() };
     let scheme = QuantScheme::unsigned(u8::try_from(bits).unwrap_or(8));
     let quant = weight::centered_scheme(&dequantized, scheme)?.ok().map(|scheme| WeightQuant {
         scheme,
@@ -141,7 +159,31 @@ pub(super) fn matmul(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
         Some(bias) => return Err(OpError::invalid(format!("its bias is {}, not {n} numbers", cx.ty(bias)))),
         None => cx.known_part("bias", Constant { ty: TensorType::f32([n]), data: ConstData::Splat(0.0) }),
     };
-    Ok(vec![cx.emit(Op::Linear(Linear { act: None, groups: 1 }), &[a, w, bias])?])
+    let product = Op::Linear(Linear { act: None, groups: 1 });
+    if is_centered {
+        return Ok(vec![cx.emit(product, &[a, w, bias])?]);
+    }
+    let centered = cx.emit_part("centered", product, &[a, w, bias])?;
+    let sums = block_sums(cx, a, &layout)?;
+    let offsets = cx.known_part("offsets", Constant::f32([n_blocks, n], &offsets));
+    let rest = cx.emit_part("rest", Op::MatMul(MatMul), &[sums, offsets])?;
+    Ok(vec![cx.emit(Op::Binary(Binary { f: BinaryFn::Add }), &[centered, rest])?])
+}
+
+/// Sums of `x[.., K]` over blocks of features: `[.., n_blocks]`.
+fn block_sums(cx: &mut NodeCx<'_>, x: Tensor, layout: &Layout) -> Result<Tensor, OpError> {
+    let Layout { k, block, n_blocks, .. } = *layout;
+    let lead = cx.shape(x).split_last().map(|(_, lead)| lead.to_vec()).unwrap_or_default();
+    let shape = |tail: &[usize]| [&lead[..], tail].concat();
+    let mut padded = x;
+    if n_blocks * block > k {
+        let zeros = TensorType::f32(shape(&[n_blocks * block - k]));
+        let zeros = cx.known_part("padding", Constant { ty: zeros, data: ConstData::Splat(0.0) });
+        padded = cx.emit_part("padded", Op::Concat(Concat { axis: lead.len() }), &[x, zeros])?;
+    }
+    let blocks = cx.emit_part("blocks", Op::Reshape(Reshape { shape: shape(&[n_blocks, block]) }), &[padded])?;
+    let sum = Reduce { f: ReduceFn::Sum, axes: vec![lead.len() + 1], keep_dims: false };
+    cx.emit_part("sums", Op::Reduce(sum), &[blocks])
 }
 
 /// Blocks of zeros may have scale 0, which says nothing; any scale does.

@@ -97,8 +97,16 @@ impl Parameters {
             return Err(OpError::invalid(format!("its scale is {}, not a float", constant.ty)));
         }
         let grid = axis.grid(&shape, &constant.ty.shape)?;
-        let scales = constant.all_f32()?;
-        if let Some(scale) = scales.iter().find(|scale| !(scale.is_normal() && **scale > 0.0)) {
+        let mut scales = constant.all_f32()?;
+        if axis.block > 0 {
+            // A block whose largest weight is positive may count backwards, and one
+            // of zeros may have scale 0, which says nothing: any scale does.
+            scales
+                .iter_mut()
+                .filter(|scale| !scale.is_normal() && scale.is_finite())
+                .for_each(|scale| *scale = f32::MIN_POSITIVE);
+        }
+        if let Some(scale) = scales.iter().find(|scale| !(scale.is_normal() && (**scale > 0.0 || axis.block > 0))) {
             return Err(OpError::invalid(format!("a scale is {scale}; scales are positive numbers")));
         }
         let zeros = match cx.optional(slots.zero_point) {
@@ -203,9 +211,7 @@ impl Axis {
         let axis = cx::axis(self.axis, shape.len())?;
         let extent = shape.get(axis).copied().unwrap_or(1);
         let block = usize::try_from(self.block)
-            .ok()
-            .filter(|&block| block <= extent.max(1))
-            .ok_or_else(|| OpError::invalid(format!("blocks of {} of {extent} elements", self.block)))?;
+            .map_err(|_| OpError::invalid(format!("blocks of {} of {extent} elements", self.block)))?;
         let mut cell = vec![1; shape.len()];
         let expected = if block == 0 {
             cell = shape.to_vec();
