@@ -98,10 +98,39 @@ fn quantized_convolutions_agree_on_every_code() {
         ("qs4", -8, 7, -3),
         ("qs16", -32639, 32639, 0),
         ("qs16", -32639, 32639, -300),
+        ("qs16", -32768, 32639, -32768),
     ] {
         let source = quantized_conv(entry, lo, hi, fill);
         agree(&source, 0.0);
         assert_eq!(n_steps(&source, is_copy), 3, "{entry}");
+    }
+}
+
+#[test]
+fn codes_of_an_entry_may_be_cut_joined_and_compared() {
+    // Shaders have no such steps for codes of 16 bits: they are host code.
+    for (codes, lo, hi) in [("qs8", -128, 127), ("qs16", -32768, 32639)] {
+        agree(
+            &format!(
+                "graph @entry(%x: f32[1, 4, 8, 2]) -> (%y) {{
+                   %r = const splat(4096.0) : f32[]
+                   %q = quantize %x, %r {{lo = {lo}, hi = {hi}}} : {codes}[1, 4, 8, 2]
+                   %u = unfold %q {{out = [1, 2, 4, 2], size = [1, 2, 2, 1], stride = [1, 2, 2, 1], fill = {lo}}} : {codes}[1, 2, 4, 2, 2, 2]
+                   %m = reduce_max %u {{axes = [4, 5]}} : {codes}[1, 2, 4, 2]
+                   %n = reduce_min %u {{axes = [4, 5]}} : {codes}[1, 2, 4, 2]
+                   %s = slice %m {{start = [0, 0, 1, 0], len = [1, 2, 3, 2]}} : {codes}[1, 2, 3, 2]
+                   %c = concat %s, %n {{axis = 2}} : {codes}[1, 2, 7, 2]
+                   %v = unfold %c {{out = [1, 2, 6, 2], size = [1, 1, 2, 1]}} : {codes}[1, 2, 6, 2, 2]
+                   %f = reshape %v : {codes}[12, 4]
+                   %w = const rand(1) : qs8[4, 5]
+                   %b = const splat(3) : i32[5]
+                   %a = qlinear %f, %w, %b : i32[12, 5]
+                   %e = const splat(0.001) : f64[1]
+                   %y = dequantize %a, %e : f32[12, 5]
+                 }}"
+            ),
+            0.0,
+        );
     }
 }
 

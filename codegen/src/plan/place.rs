@@ -170,6 +170,8 @@ const MAX_SERIAL: usize = 1 << 18;
 fn is_host(graph: &Graph, node: NodeId) -> bool {
     let is_int = |ty: &TensorType| ty.dtype().is_some_and(|dtype| !dtype.is_float());
     let has_int = || is_int(graph.ty(node.value())) || graph.operands(node).iter().any(|&x| is_int(graph.ty(x)));
+    // Codes of 16 bits lie in two planes, which shaders show and pick, but do not cut.
+    let is_wide = || graph.ty(node.value()).scheme().is_some_and(|scheme| scheme.bits > 8);
     let along = |axis: usize| {
         let x = graph.operands(node).first().copied();
         x.and_then(|x| graph.ty(x).shape.get(axis).copied()).unwrap_or(0)
@@ -185,7 +187,9 @@ fn is_host(graph: &Graph, node: NodeId) -> bool {
         Op::ArgReduce(reduce) => along(reduce.axis) > MAX_SERIAL,
         Op::CumSum(sum) => has_int() || along(sum.axis) > MAX_SERIAL,
         Op::Binary(binary) => !matches!(binary.f, BinaryFn::Min | BinaryFn::Max) && has_int(),
-        Op::Reduce(_) | Op::Cast(_) => has_int(),
+        Op::Reduce(_) => has_int() || is_wide(),
+        Op::Cast(_) => has_int(),
+        Op::Slice(_) | Op::Concat(_) | Op::Expand(_) => is_wide(),
         Op::MatMul(_)
         | Op::Linear(_)
         | Op::QLinear(_)
@@ -195,9 +199,6 @@ fn is_host(graph: &Graph, node: NodeId) -> bool {
         | Op::Unary(_)
         | Op::Reshape(_)
         | Op::Transpose(_)
-        | Op::Slice(_)
-        | Op::Concat(_)
-        | Op::Expand(_)
         | Op::Compare(_)
         | Op::Where(_)
         | Op::Gather(_)

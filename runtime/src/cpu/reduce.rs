@@ -34,6 +34,8 @@ enum Kind {
     Ints(Range),
     /// Codes to one of them: columns and stride of the result.
     Extremes(usize, usize),
+    /// The same for codes of 16 bits.
+    WideExtremes(usize, usize),
     /// Codes to their sum: what every stored byte lacks to its code less the zero.
     CodeSums(i32),
 }
@@ -45,6 +47,7 @@ impl Reduce {
         let kind = match (op.x.source, out.storage) {
             (_, Storage::F32) => Kind::Floats,
             (_, Storage::I8) => Kind::Extremes(out.cols, out.stride),
+            (_, Storage::I16) => Kind::WideExtremes(out.cols, out.stride),
             (Some(step::Source::Tensor(x)), _) if cx.tensor(x)?.storage == Storage::I8 => {
                 Kind::CodeSums(cx.tensor(x)?.code_offset.saturating_sub(op.zero_point))
             }
@@ -68,7 +71,26 @@ impl Reduce {
         match self.kind {
             Kind::Floats => self.floats(x, floats_mut(out)?),
             Kind::Ints(range) => self.ints(x, ints_mut(out)?, range),
-            Kind::Extremes(cols, stride) => self.extremes(x, out, cols, stride),
+            Kind::Extremes(cols, stride) => {
+                let rows = out.chunks_mut(stride.max(1));
+                self.extremes(
+                    rows.flat_map(|row| row.iter_mut().take(cols)),
+                    |at| byte_at(x, at),
+                    |out, code| {
+                        *out = code as u8;
+                    },
+                )
+            }
+            Kind::WideExtremes(cols, stride) => {
+                let rows = out.as_chunks_mut::<2>().0.chunks_mut(stride.max(1));
+                self.extremes(
+                    rows.flat_map(|row| row.iter_mut().take(cols)),
+                    |at| short_at(x, at),
+                    |out, code| {
+                        *out = i16::to_le_bytes(code);
+                    },
+                )
+            }
             Kind::CodeSums(add) => {
                 let mut out = ints_mut(out)?.iter_mut();
                 self.each(|base| {
@@ -138,17 +160,26 @@ impl Reduce {
         }
     }
 
-    fn extremes(&self, x: &[u8], out: &mut [u8], cols: usize, stride: usize) -> Result<(), RunError> {
-        let mut out = out.chunks_mut(stride.max(1)).flat_map(|row| row.iter_mut().take(cols));
+    /// The smallest or the largest of the codes that `code` reads, which `write` stores.
+    fn extremes<'o, T: 'o, C: Ord + Copy>(
+        &self,
+        mut out: impl Iterator<Item = &'o mut T>,
+        code: impl Fn(isize) -> Option<C>,
+        write: impl Fn(&mut T, C),
+    ) -> Result<(), RunError> {
         let largest = self.f == ReduceKind::Max;
         self.each(|base| {
-            let mut result = if largest { i8::MIN } else { i8::MAX };
+            let mut result: Option<C> = None;
             self.numbers(base, |at| {
-                let byte = byte_at(x, at)?;
-                result = if largest { result.max(byte) } else { result.min(byte) };
+                let code = code(at)?;
+                result = Some(match result {
+                    Some(so_far) if largest => so_far.max(code),
+                    Some(so_far) => so_far.min(code),
+                    None => code,
+                });
                 Some(())
             })?;
-            *out.next()? = result as u8;
+            write(out.next()?, result?);
             Some(())
         })
     }
@@ -179,4 +210,10 @@ impl Reduce {
 #[inline(always)]
 pub(super) fn byte_at(bytes: &[u8], position: isize) -> Option<i8> {
     bytes.get(usize::try_from(position).ok()?).map(|&byte| byte as i8)
+}
+
+/// Code `position` of 16 bits.
+#[inline(always)]
+fn short_at(bytes: &[u8], position: isize) -> Option<i16> {
+    bytes.as_chunks::<2>().0.get(usize::try_from(position).ok()?).map(|&code| i16::from_le_bytes(code))
 }

@@ -6,8 +6,8 @@ use crate::{
     schema::{GROUPS_FEATURE, Layout, Step, Storage, step},
 };
 
-/// Codes of 16 bits: the range of two balanced planes of bytes.
-const O16_MAX: i32 = 32_639;
+/// Codes of 16 bits, as far as two balanced planes of bytes hold them.
+const O16: std::ops::RangeInclusive<i32> = -32_768..=32_639;
 /// Largest zero point; keeps the sum with a requantized code inside an `i32`.
 const ZERO_POINT_MAX: u32 = 1 << 16;
 
@@ -22,7 +22,7 @@ impl EntryCheck<'_> {
         }
         match out.storage {
             Storage::I8 => self.byte_codes(step, op.out, op.lo, op.hi)?,
-            Storage::I16 if -O16_MAX <= op.lo && op.lo <= op.hi && op.hi <= O16_MAX => {}
+            Storage::I16 if O16.contains(&op.lo) && op.lo <= op.hi && O16.contains(&op.hi) => {}
             _ => {
                 return Err(step_error(step, format!("cannot quantize to {:?} in {}..={}", out.storage, op.lo, op.hi)));
             }
@@ -94,7 +94,7 @@ impl EntryCheck<'_> {
         let largest = self.largest.get(x as usize).copied().unwrap_or(u32::MAX);
         match storage {
             Storage::I8 => largest.min(128),
-            _ => largest.min(O16_MAX.unsigned_abs()),
+            _ => largest.min(O16.start().unsigned_abs()),
         }
     }
 

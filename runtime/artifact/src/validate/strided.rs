@@ -48,7 +48,7 @@ impl EntryCheck<'_> {
         let fits = match (x.storage, out.storage) {
             (Storage::F32, Storage::F32) => true,
             (Storage::I32, Storage::I32) => kind != step::ReduceKind::Mean,
-            (Storage::I8, Storage::I8) => extreme && x.code_offset == out.code_offset,
+            (Storage::I8, Storage::I8) | (Storage::I16, Storage::I16) => extreme && x.code_offset == out.code_offset,
             (Storage::I8, Storage::I32) => kind == step::ReduceKind::Sum,
             _ => false,
         };

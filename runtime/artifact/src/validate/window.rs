@@ -55,7 +55,7 @@ impl EntryCheck<'_> {
         let fill_ok = match out.storage {
             Storage::F32 => !op.fill.is_nan(),
             Storage::I8 => (-128..=127).contains(&op.fill_stored),
-            Storage::I16 => (-32_639..=32_639).contains(&op.fill_stored),
+            Storage::I16 => (-32_768..=32_639).contains(&op.fill_stored),
             Storage::U8 => (0..=255).contains(&op.fill_stored),
             Storage::I32 | Storage::I64 => true,
             Storage::Unspecified => false,

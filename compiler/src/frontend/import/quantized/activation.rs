@@ -14,7 +14,7 @@ use super::{
 /// Codes looked at in one go.
 const CHUNK: usize = 1 << 16;
 
-/// Largest magnitude of a 16-bit code that the run time holds.
+/// Largest 16-bit code that the run time holds: two balanced bytes.
 const WIDE_HI: i32 = 32639;
 
 /// Rounds a computed value: its codes.
@@ -43,9 +43,9 @@ fn place(cx: &mut NodeCx<'_>, name: String, x: Tensor, codes: Codes, (lo, hi): (
     let shift = if codes.scheme == QuantScheme::unsigned(16) { 1 << 15 } else { 0 };
     let scheme = QuantScheme { signed: codes.scheme.signed || shift != 0, ..codes.scheme };
     let bound = |code: i64| i32::try_from(code - shift).unwrap_or(0).clamp(scheme.lo(), scheme.hi());
-    let (mut lo, mut hi) = (bound(lo), bound(hi));
-    if scheme.bits == 16 {
-        (lo, hi) = (lo.max(-WIDE_HI), hi.min(WIDE_HI));
+    let (lo, mut hi) = (bound(lo), bound(hi));
+    if scheme.bits == 16 && hi > WIDE_HI {
+        hi = WIDE_HI;
         cx.findings.note("16-bit codes saturate 128 codes before the end of their range");
     }
     if lo >= hi {
