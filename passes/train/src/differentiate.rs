@@ -253,8 +253,13 @@ fn active(graph: &Graph, loss: ValueId, wrt: &[ValueId]) -> Result<BTreeSet<Node
     Ok(depends.intersection(&reaching).copied().collect())
 }
 
+/// Nodes that move `value` when they move: none that only choices lead away from.
+pub(crate) fn moving(graph: &Graph, value: ValueId) -> BTreeSet<NodeId> {
+    leading_to(graph, value.node, |id, slot| rules::flow(graph, id, slot) != Flow::Cut)
+}
+
 /// Nodes from which `last` is reached over operands that `follows` accepts.
-fn leading_to(graph: &Graph, last: NodeId, follows: impl Fn(NodeId, usize) -> bool) -> BTreeSet<NodeId> {
+pub(crate) fn leading_to(graph: &Graph, last: NodeId, follows: impl Fn(NodeId, usize) -> bool) -> BTreeSet<NodeId> {
     let mut seen = BTreeSet::from([last]);
     let mut queue = vec![last];
     while let Some(id) = queue.pop() {

@@ -78,6 +78,11 @@ impl Parameter {
 /// A graph without anything to train, or one that does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ParameterError {
+    /// All parameters lie in front of choices.
+    #[error(
+        "no parameter moves the action, so there is nothing to train: all lie in front of choices; use the method ptq"
+    )]
+    NoneMoves,
     /// No layer has quantized weights.
     #[error("no layer of the model has quantized weights, so there is nothing to train; use the method ptq")]
     Nothing,

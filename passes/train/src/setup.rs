@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use qail_ir::{Graph, ValueId};
+use qail_ir::{Graph, NodeId, ValueId};
 use qail_passes::{Pass, PassContext, Rebatch};
 
 use crate::{
-    Head, LossSpec, LossValues, Weighting, attach, differentiate,
+    Head, LossSpec, LossValues, Weighting, attach,
+    differentiate::{self, differentiate},
     exec::{CpuExecutor, CpuOptions, TrainExecutor},
     options::TrainOptions,
     parameters::{self, Parameter},
@@ -52,7 +53,8 @@ pub(crate) enum Source {
 
 impl Machine {
     /// For the prepared graph at batch 1; `masked` as in [`LossSpec`]. Parameters that do not lead to the
-    /// loss, those of a value function for example, are dropped.
+    /// loss, those of a value function for example, are dropped, and so are those in front of a choice
+    /// (the nearest code of a book), which moves in jumps: a note says that they stay as they are.
     #[allow(clippy::too_many_arguments, reason = "each is something else, and there is one caller")]
     pub(crate) fn new(
         graph: &Graph,
@@ -76,7 +78,19 @@ impl Machine {
             masked,
         };
         let loss = attach(&mut graph, &spec)?;
-        keep_those_before(&graph, loss.total, parameters);
+        keep(parameters, &graph, &differentiate::leading_to(&graph, loss.total.node, |_, _| true));
+        let n_leading = parameters.len();
+        let cut_off = keep(parameters, &graph, &differentiate::moving(&graph, loss.total));
+        if parameters.is_empty() {
+            return Err(parameters::ParameterError::NoneMoves.into());
+        }
+        if let Some(name) = cut_off.first() {
+            notes.push(format!(
+                "{} of {n_leading} parameters, `{name}` the first, lie in front of a choice that has no derivative \
+                 (arg max, comparison, rounding): they keep their calibrated values",
+                cut_off.len()
+            ));
+        }
         let wrt = parameters::locate(&graph, parameters)?;
         let joint = differentiate(&graph, loss.total, &wrt)?;
         let teacher = head.outputs();
@@ -93,17 +107,13 @@ impl Machine {
     }
 }
 
-/// Drops the parameters that a value does not depend on.
-fn keep_those_before(graph: &Graph, value: ValueId, parameters: &mut Vec<Parameter>) {
-    let mut seen = BTreeSet::new();
-    let mut queue = vec![value.node];
-    while let Some(id) = queue.pop() {
-        if seen.insert(id) {
-            queue.extend(graph.operands(id).into_iter().map(|operand| operand.node));
-        }
-    }
-    let names: BTreeSet<&str> = seen.into_iter().map(|id| graph.node(id).name.as_str()).collect();
-    parameters.retain(|parameter| names.contains(parameter.name.as_str()));
+/// Keeps the parameters that are among the nodes; gives the names of the others.
+fn keep(parameters: &mut Vec<Parameter>, graph: &Graph, nodes: &BTreeSet<NodeId>) -> Vec<String> {
+    let names: BTreeSet<&str> = nodes.iter().map(|&id| graph.node(id).name.as_str()).collect();
+    let (kept, dropped) = std::mem::take(parameters).into_iter().partition(|p| names.contains(p.name.as_str()));
+    *parameters = kept;
+    let dropped: Vec<Parameter> = dropped;
+    dropped.into_iter().map(|parameter| parameter.name).collect()
 }
 
 pub(crate) fn source_of(input: &str, observations: &[String], teacher: &[&str]) -> Option<Source> {
