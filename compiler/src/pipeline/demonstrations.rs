@@ -40,7 +40,8 @@ pub fn open<'a>(path: &Path, inputs: impl Into<Inputs<'a>>, map: &DemoMap) -> Re
         .map(|&id| {
             let node = graph.node(id);
             let mut extents = node.outputs.first().map(|ty| ty.shape.clone()).unwrap_or_default();
-            if graph.batch_axis == Some(0) && !extents.is_empty() {
+            // Several samples at once are one recorded step as a whole.
+            if graph.batch_axis == Some(0) && extents.first() == Some(&1) {
                 extents.remove(0);
             }
             (node.name.clone(), extents)

@@ -143,7 +143,12 @@ pub(crate) fn rebatched(graph: &Graph, batch: usize, notes: &mut Vec<String>) ->
             if !notes.contains(&note) {
                 notes.push(note);
             }
-            (graph.clone(), 1)
+            // What is no batch of one sample is one sample as a whole.
+            batched = graph.clone();
+            if batched.batch_size() != 1 {
+                batched.batch_axis = None;
+            }
+            (batched, 1)
         }
     }
 }

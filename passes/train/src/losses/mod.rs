@@ -133,9 +133,6 @@ pub enum LossError {
         /// Actions in a chunk.
         length: usize,
     },
-    /// Samples along no axis.
-    #[error("the graph has no batch axis: nothing tells its samples apart")]
-    NoBatchAxis,
     /// A name that the loss needs.
     #[error("the graph has an input or output `{name}` already; rename it")]
     Taken {
@@ -168,7 +165,7 @@ impl Distance {
 pub fn attach(graph: &mut Graph, spec: &LossSpec) -> Result<LossValues, LossError> {
     check(spec)?;
     let mut extended = graph.clone();
-    let values = Terms::new(&mut extended, spec.weighting)?.build(spec)?;
+    let values = Terms::new(&mut extended, spec.weighting).build(spec)?;
     extended.batch_axis = None;
     *graph = extended;
     Ok(values)

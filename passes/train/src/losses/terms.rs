@@ -14,17 +14,16 @@ pub(super) struct Terms<'g> {
     graph: &'g mut Graph,
     inputs: BTreeMap<String, ValueId>,
     pub(super) weighting: Weighting,
-    batch_axis: usize,
+    /// None if all of the graph is one sample.
+    batch_axis: Option<usize>,
     /// Number of samples.
     n_samples: usize,
 }
 
 impl<'g> Terms<'g> {
-    pub(super) fn new(graph: &'g mut Graph, weighting: Weighting) -> Result<Self, LossError> {
-        let batch_axis = graph.batch_axis.ok_or(LossError::NoBatchAxis)?;
-        let first = graph.inputs().first().and_then(|id| graph.ty(id.value()).shape.get(batch_axis));
-        let n_samples = *first.ok_or(LossError::NoBatchAxis)?;
-        Ok(Self { graph, inputs: BTreeMap::new(), weighting, batch_axis, n_samples })
+    pub(super) fn new(graph: &'g mut Graph, weighting: Weighting) -> Self {
+        let (batch_axis, n_samples) = (graph.batch_axis, graph.batch_size());
+        Self { graph, inputs: BTreeMap::new(), weighting, batch_axis, n_samples }
     }
 
     /// `distance(output, <of>.<output>)`, element by element.
@@ -94,9 +93,8 @@ impl<'g> Terms<'g> {
         let weight = self.input("weight", ty)?;
         let rank = self.graph.ty(each).shape.len();
         let mut shape = vec![1; rank];
-        match shape.get_mut(self.batch_axis) {
-            Some(extent) => *extent = self.n_samples,
-            None => return Err(LossError::NoBatchAxis),
+        if let Some(extent) = self.batch_axis.and_then(|axis| shape.get_mut(axis)) {
+            *extent = self.n_samples;
         }
         let along = self.add(&format!("{name}.weight"), Op::Reshape(Reshape { shape }), &[weight])?;
         Ok(self.binary(&format!("{name}.weighted"), BinaryFn::Mul, each, along)?)
