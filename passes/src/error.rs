@@ -73,6 +73,14 @@ pub enum PassError {
         /// Which sample.
         index: usize,
     },
+    /// Weights that are broken.
+    #[error("`{weights}` of node `{node}` holds NaN or infinity; mend the checkpoint that the model was exported from")]
+    Weights {
+        /// Name of the weights or of the bias.
+        weights: String,
+        /// The node that reads them.
+        node: String,
+    },
     /// A step that is not a positive number.
     #[error("quantizer `{node}` has step {step} at index {index}, expected a positive normal number")]
     Step {

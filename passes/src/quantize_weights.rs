@@ -113,6 +113,9 @@ fn quantize(
     let w = graph.const_of(layer.w).cloned();
     let w = w.ok_or_else(|| PassError::Internal { node: name.clone(), invariant })?;
     let scales = steps_of(&w, [layer.k, layer.n], group, scheme.hi(), progress).map_err(unread)?;
+    if scales.all_f32().map_err(unread)?.iter().any(|scale| !scale.is_finite()) {
+        return Err(PassError::Weights { weights: name, node: graph.node(layer.id).name.clone() });
+    }
     let codes = codes_of(&w, &scales, group, scheme).map_err(unread)?;
     let codes = graph.add_const(format!("{name}.q"), codes, origin);
     let scales = graph.add_const(format!("{name}.s"), scales, Origin::default());

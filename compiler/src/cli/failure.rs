@@ -214,9 +214,11 @@ pub(super) fn exit_of_pass(error: &PassError) -> Exit {
     match error {
         PassError::In { source, .. } => exit_of_pass(source),
         PassError::Options { .. } | PassError::Unknown { .. } | PassError::NoData { .. } => Exit::Usage,
-        PassError::Const { .. } | PassError::Sample { .. } | PassError::NotFinite { .. } | PassError::Interp(_) => {
-            Exit::InvalidInput
-        }
+        PassError::Const { .. }
+        | PassError::Sample { .. }
+        | PassError::NotFinite { .. }
+        | PassError::Weights { .. }
+        | PassError::Interp(_) => Exit::InvalidInput,
         PassError::Step { .. }
         | PassError::Overflow { .. }
         | PassError::Multiplier { .. }

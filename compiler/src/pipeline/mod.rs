@@ -24,6 +24,7 @@ mod sampler;
 mod stages;
 mod state;
 mod training;
+mod weights;
 
 use std::{
     collections::BTreeMap,

@@ -9,7 +9,7 @@ use qail_train::{Head, denoise::Denoise, options::Method};
 
 use super::{
     BuildOptions, Demonstrations, Inputs, N_HELD_OUT, Observer, PipelineError, bounds, control, demonstrations, given,
-    head, stages, state, training,
+    head, stages, state, training, weights,
 };
 use crate::{data::Demos, files::sha256_of};
 
@@ -114,6 +114,7 @@ impl Opened {
 pub(super) fn read(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Opened, PipelineError> {
     let imported = stages::import(model, options, observer)?;
     let mut teacher = imported.graph;
+    weights::check(&teacher)?;
     let state_note = state::declare(&mut teacher, options.policy.states.as_ref())?;
     let is_quantized = given::accepted(&teacher, options)?;
     let mut opened = Opened {
