@@ -275,6 +275,7 @@ fn by_hand_report() -> LoweringReport {
         k: 3,
         n: column_sums.len(),
         column_sums,
+        bias_rounding: Vec::new(),
         bound: 0,
         requantizes: Vec::new(),
         dequantize: None,

@@ -110,6 +110,9 @@ fn lowering_a_lowered_model_again_changes_nothing() {
         let samples = mlp.samples(2, 100);
         let Quantized { mut fake, integer, report } = quantize(mlp, precision, &samples);
         for layer in &report.layers {
+            // What rounding took is known, and is no more than half of an accumulator.
+            assert!(layer.bias_rounding.iter().all(|rest| rest.abs() <= 0.5 + 1e-9), "{:?}", layer.bias_rounding);
+            assert!(layer.bias_rounding.iter().any(|rest| *rest != 0.0));
             let codes = constant(&integer, &layer.weights).all_int().unwrap();
             let bias = constant(&integer, &layer.bias).all_int().unwrap();
             let scales = match layer.requantizes.first() {
@@ -138,6 +141,8 @@ fn lowering_a_lowered_model_again_changes_nothing() {
         assert_eq!(codes_of(&again), codes_of(&integer), "{precision}");
         let relowered = cx.lowering.unwrap();
         for (a, b) in report.layers.iter().zip(&relowered.layers) {
+            // Biases that are whole already lose nothing but the error of `f32`.
+            assert!(b.bias_rounding.iter().all(|rest| rest.abs() < 0.3), "{:?}", b.bias_rounding);
             assert_eq!(a.requantizes, b.requantizes);
         }
     }

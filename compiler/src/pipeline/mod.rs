@@ -187,7 +187,7 @@ pub fn quantize(model: &Path, options: &BuildOptions, observer: &mut dyn Observe
     let passes = if opened.is_quantized { given_pipeline() } else { default_pipeline(&options.passes) };
     let passed = run_passes(&opened.teacher, opened.samples(), passes, options.seed, observer)?;
     if opened.is_quantized {
-        opened.notes.push(given::note(passed.lowering.as_ref()));
+        opened.notes.extend(given::notes(passed.lowering.as_ref()));
     }
     let provenance = Provenance {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -61,6 +61,11 @@ impl Lowering {
                 PassError::Overflow { node: node.name.clone(), channel, bound }
             })?;
 
+        let z_in = i64::from(info.zero_point);
+        let alone = b.iter().zip(&columns).map(|(&code, column)| (code + z_in * column.sum) as f64);
+        let exact = parameters.b.iter().zip(&exit_scales).map(|(b, scale)| b / scale);
+        let bias_rounding = exact.zip(alone).map(|(exact, alone)| exact - alone).collect();
+
         let weights = match self.weights.get(&quantizer) {
             Some(&known) => known,
             None => {
@@ -88,6 +93,7 @@ impl Lowering {
             weight_scheme: scheme,
             nominal_scales: parameters.steps,
             column_sums: columns.iter().map(|column| column.sum).collect(),
+            bias_rounding,
             k,
             n,
             bound,
