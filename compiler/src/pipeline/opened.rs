@@ -166,6 +166,7 @@ pub(super) fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Obse
     opened.control = control;
     opened.notes.extend(note);
     if let Some(demos) = &opened.demos {
+        opened.notes.extend(memory_note(&opened.teacher, demos));
         let has_actions = demos.actions().is_some();
         if opened.denoise.is_some() && !has_actions {
             let what = "a sampler needs recorded actions: the noise that it takes away is added to them";
@@ -174,4 +175,23 @@ pub(super) fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Obse
         opened.demonstrations = Some(Demonstrations::read(demos, opened.inputs(), options.n_calibration, N_HELD_OUT)?);
     }
     Ok(opened)
+}
+
+/// What an error of single steps leaves out, if the policy has a memory.
+fn memory_note(teacher: &Graph, demos: &Demos) -> Option<String> {
+    if teacher.states.is_empty() {
+        return None;
+    }
+    let mut note = "errors are those of single steps, each from the memory that the float policy has there; `qailc \
+                    eval` follows whole episodes with the policy's own"
+        .to_owned();
+    let limit = teacher.states.iter().filter_map(|state| state.limit).min();
+    let longest = demos.episodes().iter().map(std::ops::Range::len).max().unwrap_or(0);
+    if let Some(steps) = limit.map(|limit| limit.saturating_add(1)).filter(|&steps| longest as i64 > steps) {
+        note += &format!(
+            "; episodes of {longest} steps are longer than the {steps} that the cache holds, and start anew there, \
+             which `run` does not"
+        );
+    }
+    Some(note)
 }
