@@ -102,7 +102,10 @@ pub enum PassError {
         bound: i128,
     },
     /// A rescaling factor that has no multiplier.
-    #[error("node `{node}`: channel {channel} needs the factor {factor:e}, outside [2^-47, 2^15)")]
+    #[error(
+        "node `{node}`: channel {channel} needs the factor {factor:e}, outside [2^-47, 2^15): its inputs, weights and \
+         results are of too different sizes; rescale that channel, or keep activations in floats (w4a16)"
+    )]
     Multiplier {
         /// Name of the layer.
         node: String,
