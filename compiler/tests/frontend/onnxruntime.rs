@@ -1,12 +1,20 @@
 //! Where the standard leaves room, or one of its revisions corrects another: what ONNX Runtime
 //! computes. The numbers are those of onnxruntime 1.32.0.
 
-use qailc::frontend::proto::AttributeProto;
+use std::collections::BTreeMap;
+
+use qail_ir::{Op, interp};
+use qail_train::differentiate;
+use qailc::frontend::proto::{AttributeProto, TensorProto, data_type};
 
 use crate::models::Tiny;
 
 fn text(name: &str, text: &str) -> AttributeProto {
     AttributeProto::string(name, text)
+}
+
+fn int(name: &str, i: i64) -> AttributeProto {
+    AttributeProto::int(name, i)
 }
 
 /// Which of `n` elements in a row the nearest ones are.
@@ -57,4 +65,93 @@ fn corners_stay_corners_when_a_scaled_extent_is_not_whole() {
 #[test]
 fn nothing_moves_if_no_extent_changes() {
     assert_eq!(nearest(13, "Resize", 5, 1.1, vec![text("nearest_mode", "ceil")]), [0.0, 1.0, 2.0, 3.0, 4.0]);
+}
+
+/// Two queries and three keys; `inputs` are those behind the values.
+fn attention(opset: i64, inputs: &str, attributes: Vec<AttributeProto>) -> Tiny {
+    Tiny::new(opset, &[1, 1, 2, 2])
+        .f32("k", &[1, 1, 3, 2], &[1.0, 0.0, 0.0, 2.0, -1.0, 1.0])
+        .f32("v", &[1, 1, 3, 2], &[1.0, 10.0, 2.0, 20.0, 4.0, 40.0])
+        .f32("bias", &[2, 3], &[0.0, -1.0, 0.5, f32::NEG_INFINITY, 1.0, 0.0])
+        .tensor(TensorProto::raw("seen", data_type::BOOL, [2, 3], vec![0, 0, 0, 1, 0, 1]))
+        .tensor(TensorProto::raw("later", data_type::BOOL, [2, 3], vec![0, 1, 1, 1, 0, 1]))
+        .node("Attention", &format!("x k v {inputs}"), "y", attributes)
+}
+
+fn close(found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len());
+    let near = |(x, y): (&f64, &f64)| (x - y).abs() <= 1e-5 * y.abs().max(1.0);
+    assert!(found.iter().zip(expected).all(near), "{found:?} for {expected:?}");
+}
+
+#[test]
+fn a_soft_cap_bends_scores_before_they_are_masked() {
+    let cap = || AttributeProto::float("softcap", 1.5);
+    close(&attention(23, "bias", vec![cap()]).run("y"), &[3.6599874, 36.599876, 2.3813086, 23.813084]);
+    close(&attention(23, "", vec![cap(), int("is_causal", 1)]).run("y"), &[1.0, 10.0, 1.7511518, 17.511518]);
+}
+
+#[test]
+fn scores_of_mode_1_with_a_soft_cap_are_refused_where_they_are_needed() {
+    let attributes = || vec![AttributeProto::float("softcap", 1.5), int("qk_matmul_output_mode", 1)];
+    let unneeded = attention(23, "bias", attributes());
+    close(&unneeded.run("y"), &[3.6599874, 36.599876, 2.3813086, 23.813084]);
+    let mut needed = attention(23, "bias", attributes()).output("scores");
+    needed.graph().node[0].output.extend([String::new(), String::new(), "scores".to_owned()]);
+    insta::assert_snapshot!(needed.error(), @r"
+    the model needs what is not supported
+      Attention `Attention_0`: the scores that it hands out are of mode 1, with a soft cap; ask for another `qk_matmul_output_mode`: 0, 2 or 3
+    ");
+}
+
+#[test]
+fn the_last_query_stands_at_the_last_key_that_counts() {
+    let expected = [[0.0, 0.0, 1.0, 10.0], [1.0, 10.0, 1.8044298, 18.044298], [1.5, 15.0, 2.4279618, 24.279618]];
+    for (n, expected) in (1..).zip(expected) {
+        let tiny = attention(24, "_ _ _ n", vec![int("is_causal", 1)]).i64("n", &[n]);
+        close(&tiny.run("y"), &expected);
+    }
+    let past = attention(24, "_ k v n", vec![]).i64("n", &[2]);
+    assert!(past.error().contains("one excludes the other"), "{}", past.error());
+}
+
+#[test]
+fn a_query_that_sees_nothing_gets_zeros() {
+    close(&attention(23, "seen", vec![]).run("y"), &[0.0, 0.0, 3.0092845, 30.092846]);
+    let capped = attention(23, "seen", vec![AttributeProto::float("softcap", 1.5)]);
+    close(&capped.run("y"), &[0.0, 0.0, 2.9771073, 29.771072]);
+    close(&attention(23, "later", vec![int("is_causal", 1)]).run("y"), &[0.0, 0.0, 1.0, 10.0]);
+}
+
+#[test]
+fn masks_that_hide_no_query_cost_nothing() {
+    for tiny in [attention(23, "", vec![int("is_causal", 1)]), attention(23, "bias", vec![])] {
+        let qir = tiny.qir();
+        assert!(!qir.contains("where") && !qir.contains("max"), "{qir}");
+    }
+}
+
+/// Gradient of the sum of `y` by the inputs, all of them zero.
+fn gradient_at_zero(tiny: Tiny) -> Vec<f64> {
+    let tiny = tiny.node("ReduceSum", "y", "sum", vec![int("keepdims", 0)]).output("sum");
+    let graph = tiny.import().unwrap().graph;
+    let sum = graph.outputs.iter().find(|output| output.name == "sum").unwrap().value;
+    let inputs: Vec<_> = graph.inputs().iter().map(|id| id.value()).collect();
+    let zeros = |&value: &qail_ir::ValueId| {
+        let Op::Input(_) = graph.node(value.node).op else { panic!("not an input") };
+        let ty = graph.ty(value);
+        (graph.node(value.node).name.clone(), interp::Tensor::f32(ty.shape.clone(), vec![0.0; ty.n_elements()]))
+    };
+    let given: BTreeMap<_, _> = inputs.iter().map(zeros).collect();
+    let joint = differentiate(&graph, sum, &inputs).unwrap();
+    interp::run(&joint.graph, &given).unwrap()["grad.x"].to_f64()
+}
+
+#[test]
+fn gradients_of_a_query_that_sees_nothing_are_finite() {
+    for attributes in [vec![], vec![AttributeProto::float("softcap", 1.5)]] {
+        let gradient = gradient_at_zero(attention(23, "seen", attributes));
+        assert!(gradient.iter().all(|x| x.is_finite()), "{gradient:?}");
+        assert_eq!(gradient[..2], [0.0, 0.0]);
+    }
 }
