@@ -155,3 +155,14 @@ fn gradients_of_a_query_that_sees_nothing_are_finite() {
         assert_eq!(gradient[..2], [0.0, 0.0]);
     }
 }
+
+#[test]
+fn zeros_stay_zeros_when_they_are_divided_by_their_norm() {
+    for p in [1, 2] {
+        let tiny =
+            |dims: &[i64]| Tiny::new(13, dims).node("LpNormalization", "x", "y", vec![int("axis", 1), int("p", p)]);
+        // Rows of one element each.
+        close(&tiny(&[3, 1]).run("y"), &[-1.0, 0.0, 1.0]);
+        assert!(gradient_at_zero(tiny(&[2, 3])).iter().all(|x| x.is_finite()));
+    }
+}
