@@ -88,7 +88,7 @@ fn input_type(tensor: &TensorProto, given: Given) -> Option<DType> {
         (data_type::FLOAT | data_type::DOUBLE | data_type::FLOAT16, _) => Some(DType::F32),
         (data_type::INT64, Given::Numbers) => Some(DType::I64),
         (data_type::INT32, Given::Numbers) => Some(DType::I32),
-        (data_type::UINT8, Given::Numbers) => Some(DType::U8),
+        (data_type::UINT8 | data_type::BOOL, Given::Numbers) => Some(DType::U8),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use qail_ir::{Op, interp};
 use qail_train::differentiate;
-use qailc::frontend::proto::{AttributeProto, TensorProto, data_type};
+use qailc::frontend::proto::{AttributeProto, TensorProto, ValueInfoProto, data_type};
 
 use crate::models::Tiny;
 
@@ -121,6 +121,12 @@ fn a_query_that_sees_nothing_gets_zeros() {
     let capped = attention(23, "seen", vec![AttributeProto::float("softcap", 1.5)]);
     close(&capped.run("y"), &[0.0, 0.0, 2.9771073, 29.771072]);
     close(&attention(23, "later", vec![int("is_causal", 1)]).run("y"), &[0.0, 0.0, 1.0, 10.0]);
+    // Bytes 0 to 5 are given: the first key of the first query is hidden.
+    let given = |dims: &[i64]| attention(23, "m", vec![]).input(ValueInfoProto::tensor("m", data_type::BOOL, dims));
+    assert!(given(&[2, 3]).run("y").iter().all(|x| x.is_finite() && *x > 0.0));
+    // Bytes 0 and 1: the first query sees nothing, the second one everything.
+    let row = given(&[2, 1]).run("y");
+    assert!(row[0] == 0.0 && row[1] == 0.0 && row[2] > 1.0, "{row:?}");
 }
 
 #[test]
@@ -165,4 +171,25 @@ fn zeros_stay_zeros_when_they_are_divided_by_their_norm() {
         close(&tiny(&[3, 1]).run("y"), &[-1.0, 0.0, 1.0]);
         assert!(gradient_at_zero(tiny(&[2, 3])).iter().all(|x| x.is_finite()));
     }
+}
+
+#[test]
+fn truth_values_come_in_bytes() {
+    let tiny = Tiny::new(17, &[1, 3])
+        .input(ValueInfoProto::tensor("m", data_type::BOOL, &[1, 3]))
+        .f32("off", &[], &[-9.0])
+        .node("Where", "m x off", "y", vec![]);
+    insta::assert_snapshot!(tiny.qir(), @r#"
+    graph @tiny(%x: f32[1, 3], %m: u8[1, 3]) -> (%y) {batch = 0} {
+      %m.bool = cast %m : bool[1, 3] @ "m"
+      %off = const [-9.0] : f32[] @ "off"
+      %y = where %m.bool, %x, %off : f32[1, 3] @ "Where_0"
+    }
+    "#);
+    insta::assert_snapshot!(
+        tiny.import().unwrap().notes.join("\n"),
+        @"input `m` is bool in the model and u8 here: 0 is false, all else is true"
+    );
+    // Bytes 0, 1 and 2.
+    assert_eq!(tiny.run("y"), [-9.0, 0.0, 1.0]);
 }
