@@ -174,6 +174,17 @@ fn zeros_stay_zeros_when_they_are_divided_by_their_norm() {
 }
 
 #[test]
+fn top_k_has_its_number_in_an_attribute_up_to_opset_9() {
+    let old = Tiny::new(9, &[1, 4]).node("TopK", "x", "y i", vec![int("k", 2)]).output("i");
+    assert_eq!((old.run("y"), old.run("i")), (vec![1.0, 0.0], vec![3.0, 2.0]));
+    let new = Tiny::new(10, &[1, 4]).i64("k", &[2]).node("TopK", "x k", "y i", vec![]).output("i");
+    assert_eq!(old.qir(), new.qir());
+    let mut without = old;
+    without.graph().node[0].attribute.clear();
+    assert!(without.error().contains("its number of elements is None"), "{}", without.error());
+}
+
+#[test]
 fn truth_values_come_in_bytes() {
     let tiny = Tiny::new(17, &[1, 3])
         .input(ValueInfoProto::tensor("m", data_type::BOOL, &[1, 3]))
