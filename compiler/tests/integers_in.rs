@@ -122,3 +122,56 @@ fn a_number_that_an_input_cannot_hold_is_named() {
     assert_eq!(code, 4, "{err}");
     assert!(err.contains("array `image` has 0.5 at row 1, column 1"), "{err}");
 }
+
+/// `act = where(mask, x * w, -9)`: which commands are allowed comes from outside.
+fn masked() -> Vec<u8> {
+    let graph = GraphProto {
+        name: "masked".to_owned(),
+        input: vec![
+            ValueInfoProto::tensor("x", data_type::FLOAT, &[1, 4]),
+            ValueInfoProto::tensor("mask", data_type::BOOL, &[1, 2]),
+        ],
+        output: vec![ValueInfoProto { name: "act".to_owned(), r#type: None }],
+        initializer: vec![TensorProto::f32("w", [4, 2], &[0.5; 8]), TensorProto::f32("off", [], &[-9.0])],
+        node: vec![node("MatMul", &["x", "w"], "free", None), node("Where", &["mask", "free", "off"], "act", None)],
+        ..GraphProto::default()
+    };
+    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 13 }];
+    ModelProto { ir_version: 8, opset_import, graph: Some(graph), ..ModelProto::default() }.encode_to_vec()
+}
+
+#[test]
+fn truth_values_come_from_arrays_of_bool_and_of_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("masked.onnx"), masked()).unwrap();
+    let write = |name: &str, mask: &dyn Fn(&mut NpzWriter)| {
+        let mut writer = NpzWriter::create(&folder.path().join(name)).unwrap();
+        writer.add("x", &[3, 4], &[1f32, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 3.0, 3.0, 3.0, 3.0]).unwrap();
+        mask(&mut writer);
+        writer.finish().unwrap();
+    };
+    write("bytes.npz", &|writer| writer.add("mask", &[3, 2], &[1u8, 0, 0, 1, 255, 2]).unwrap());
+    write("bools.npz", &|writer| writer.add("mask", &[3, 2], &[true, false, false, true, true, true]).unwrap());
+    for precision in ["f32", "w8a8", "w4a4"] {
+        let args =
+            ["compile", "masked.onnx", "-b", precision, "--method", "ptq", "--demos", "bools.npz", "-o", "m.qail"];
+        let (code, _, err) = support::say(folder.path(), &args);
+        assert_eq!(code, 0, "{precision}: {err}");
+        for devices in [vec!["cpu".to_owned()], support::vulkan().iter().map(|device| device.to_string()).collect()] {
+            for device in devices {
+                let of = |data: &str| {
+                    let args = ["run", "m.qail", "--input", data, "--device", &device];
+                    let (code, out, err) = support::say(folder.path(), &args);
+                    assert_eq!(code, 0, "{precision} on {device}: {err}");
+                    out
+                };
+                let found = of("bools.npz");
+                assert_eq!(found, of("bytes.npz"), "{precision} on {device}");
+                let numbers: Vec<f64> = found.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+                let expected = [2.0, -9.0, -9.0, 4.0, 6.0, 6.0];
+                let near = |(x, y): (&f64, &f64)| (x - y).abs() < 0.6;
+                assert!(numbers.len() == 6 && numbers.iter().zip(&expected).all(near), "{precision} {device}: {found}");
+            }
+        }
+    }
+}

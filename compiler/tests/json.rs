@@ -62,22 +62,23 @@ const ROWS: &[(&[&str], i32, &str)] = &[
     (&["frobnicate"], 2, "/error"),
 ];
 
-/// A recurrent network, which this version refuses.
-fn write_unsupported(path: &Path) {
+/// `n` operators that this version refuses.
+fn write_unsupported(path: &Path, n: usize) {
     use prost::Message;
     use qailc::frontend::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto, data_type};
-    let tensor = |name| ValueInfoProto::tensor(name, data_type::FLOAT, &[1, 1, 4]);
-    let node = NodeProto {
+    let tensor = |name: &str| ValueInfoProto::tensor(name, data_type::FLOAT, &[1, 1, 4]);
+    let names: Vec<String> = (0..n).map(|i| format!("y{i}")).collect();
+    let node = |name: &String| NodeProto {
         op_type: "NonZero".to_owned(),
         input: vec!["x".to_owned()],
-        output: vec!["y".to_owned()],
+        output: vec![name.clone()],
         ..NodeProto::default()
     };
     let graph = GraphProto {
         name: "memory".to_owned(),
         input: vec![tensor("x")],
-        output: vec![tensor("y")],
-        node: vec![node],
+        output: names.iter().map(|name| tensor(name)).collect(),
+        node: names.iter().map(node).collect(),
         ..GraphProto::default()
     };
     let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 17 }];
@@ -88,7 +89,7 @@ fn write_unsupported(path: &Path) {
 #[test]
 fn every_command_prints_one_document() {
     let folder = tempfile::tempdir().unwrap();
-    write_unsupported(&folder.path().join("unsupported.onnx"));
+    write_unsupported(&folder.path().join("unsupported.onnx"), 1);
     for (args, exit, field) in ROWS {
         let (code, out, err) = say(folder.path(), &[&["--json"], *args].concat());
         assert_eq!(code, *exit, "{args:?}: {err}");
@@ -101,6 +102,15 @@ fn every_command_prints_one_document() {
             assert_eq!(document["error"]["exit_code"], *exit, "{args:?}");
         }
     }
+}
+
+#[test]
+fn blockers_that_are_not_listed_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    write_unsupported(&folder.path().join("many.onnx"), 1002);
+    let (code, out, err) = say(folder.path(), &["check", "many.onnx"]);
+    assert_eq!((code, out.lines().count()), (3, 1000));
+    assert!(err.contains("1002 blockers, of which the first 1000 are listed"), "{err}");
 }
 
 #[test]

@@ -53,8 +53,8 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
             );
             Ok(())
         }
-        Err(pipeline::PipelineError::Import(ImportError::Blocked { blockers })) => {
-            Err(blocked(args, terminal, blockers))
+        Err(pipeline::PipelineError::Import(ImportError::Blocked { blockers, n_more })) => {
+            Err(blocked(args, terminal, blockers, n_more))
         }
         Err(pipeline::PipelineError::Import(error)) => Err(of_import(format!("cannot import `{model}`"), &error)),
         Err(error) => Err(super::failure::of_pipeline(&format!("`{model}` cannot be compiled"), &error)),
@@ -63,10 +63,14 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
 
 /// Lists blockers as the result of the command; the failure counts them, and
 /// its document has them as fields.
-fn blocked(args: &Args, terminal: &Terminal, blockers: Vec<Blocker>) -> Failure {
+fn blocked(args: &Args, terminal: &Terminal, blockers: Vec<Blocker>, n_more: usize) -> Failure {
     terminal.listing(blockers.iter().map(|blocker| format!("{blocker}\n")));
-    let n = blockers.len();
-    let what = if n == 1 { "1 blocker".to_owned() } else { format!("{n} blockers") };
+    let (n, all) = (blockers.len(), blockers.len().saturating_add(n_more));
+    let what = match (all, n_more) {
+        (1, _) => "1 blocker".to_owned(),
+        (_, 0) => format!("{n} blockers"),
+        _ => format!("{all} blockers, of which the first {n} are listed"),
+    };
     let context = format!("`{}` cannot be compiled: {what}", args.model.model.display());
     Failure { blockers, ..Failure::plain(Exit::Unsupported, context) }
 }

@@ -118,7 +118,7 @@ impl Failure {
 pub(super) fn of_import(context: impl Into<String>, error: &ImportError) -> Failure {
     let failure = Failure::new(exit_of_import(error), context, error);
     match error {
-        ImportError::Blocked { blockers } => Failure { blockers: blockers.clone(), ..failure },
+        ImportError::Blocked { blockers, .. } => Failure { blockers: blockers.clone(), ..failure },
         _ => failure,
     }
 }

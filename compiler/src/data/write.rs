@@ -46,6 +46,13 @@ macro_rules! element {
 
 element!(u8 => U8, i8 => I8, i16 => I16, i32 => I32, i64 => I64, f32 => F32, f64 => F64);
 
+impl Element for bool {
+    const TYPE: NumberType = NumberType::Bool;
+    fn put(self, out: &mut Vec<u8>) {
+        out.push(self.into());
+    }
+}
+
 impl NpzWriter {
     /// Begins a file that will be called `path`. Its folder must exist: that is
     /// found out here, before long work, and not in [`NpzWriter::finish`].

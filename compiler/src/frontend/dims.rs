@@ -50,9 +50,9 @@ impl<'a> Dims<'a> {
             findings.blocker("input", &name, format!("it is {}", kind(value)), "export a model that takes tensors");
             return None;
         };
-        let Some((dtype, converted)) = tensor::dtype(ty.elem_type).filter(|_| ty.elem_type != data_type::BOOL) else {
+        let Some((dtype, converted)) = tensor::dtype(ty.elem_type) else {
             let reason = format!("its element type is {}", data_type::name(ty.elem_type));
-            findings.blocker("input", &name, reason, "export with inputs of type float32, uint8, int32 or int64");
+            findings.blocker("input", &name, reason, "export with inputs of type float32, uint8, int32, int64 or bool");
             return None;
         };
         if converted {

@@ -89,22 +89,24 @@ pub enum ImportError {
         reason: &'static str,
     },
     /// Constants in other files that cannot be used.
-    #[error("{}", list("the external data of the model cannot be used", errors))]
+    #[error("{}", list("the external data of the model cannot be used", errors, 0))]
     External {
         /// All of them.
         errors: Vec<ExternalError>,
     },
     /// The model contradicts itself or the standard.
-    #[error("{}", list("the model is invalid", problems))]
+    #[error("{}", list("the model is invalid", problems, 0))]
     Invalid {
         /// Everything that is wrong.
         problems: Vec<Problem>,
     },
     /// The model is sound, but parts of it are not supported.
-    #[error("{}", list("the model needs what is not supported", blockers))]
+    #[error("{}", list("the model needs what is not supported", blockers, *n_more))]
     Blocked {
-        /// Every such part.
+        /// Every such part, up to a limit.
         blockers: Vec<Blocker>,
+        /// Number of those beyond the limit.
+        n_more: usize,
     },
     /// The request names an output that the model does not have.
     #[error("the model has no tensor `{name}`; its outputs are {}", known.join(", "))]
@@ -147,13 +149,14 @@ impl ImportError {
 /// Longest list in a message: a hostile file can be wrong a million times.
 const MAX_LISTED: usize = 50;
 
-fn list<T: fmt::Display>(head: &str, items: &[T]) -> String {
+fn list<T: fmt::Display>(head: &str, items: &[T], n_more: usize) -> String {
     let mut text = head.to_owned();
     for item in items.iter().take(MAX_LISTED) {
         text.push_str(&format!("\n  {item}"));
     }
-    if items.len() > MAX_LISTED {
-        text.push_str(&format!("\n  and {} more", items.len() - MAX_LISTED));
+    let n_unlisted = items.len().saturating_sub(MAX_LISTED).saturating_add(n_more);
+    if n_unlisted > 0 {
+        text.push_str(&format!("\n  and {n_unlisted} more"));
     }
     text
 }

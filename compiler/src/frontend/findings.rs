@@ -14,6 +14,7 @@ pub(super) struct Findings {
     problems: Vec<Problem>,
     external: Vec<ExternalError>,
     blockers: Vec<Blocker>,
+    n_more_blockers: usize,
     /// What the user should know about a model that is imported.
     pub(super) notes: Vec<String>,
 }
@@ -31,6 +32,8 @@ impl Findings {
         if self.blockers.len() < MAX_KEPT {
             let (reason, remedy) = (reason.into(), remedy.into());
             self.blockers.push(Blocker { node: shown(node), op: shown(op), reason, remedy });
+        } else {
+            self.n_more_blockers += 1;
         }
     }
 
@@ -65,7 +68,8 @@ impl Findings {
     pub(super) fn stop_if_any(&mut self) -> Result<(), ImportError> {
         self.stop_if_invalid()?;
         if !self.blockers.is_empty() {
-            return Err(ImportError::Blocked { blockers: std::mem::take(&mut self.blockers) });
+            let blockers = std::mem::take(&mut self.blockers);
+            return Err(ImportError::Blocked { blockers, n_more: self.n_more_blockers });
         }
         Ok(())
     }

@@ -231,7 +231,7 @@ fn text_and_odd_types_are_refused() {
     tiny.graph().input = vec![ValueInfoProto::tensor("x", data_type::STRING, &[1])];
     insta::assert_snapshot!(tiny.error(), @r"
     the model needs what is not supported
-      input `x`: its element type is string; export with inputs of type float32, uint8, int32 or int64
+      input `x`: its element type is string; export with inputs of type float32, uint8, int32, int64 or bool
     ");
 }
 

@@ -170,3 +170,40 @@ fn an_index_that_is_computed_is_looked_up_at_run_time() {
         .node("Gather", "table i", "y", vec![]);
     assert_eq!(pick.run("y"), [5.0, 6.0]);
 }
+
+#[test]
+fn steps_that_are_too_large_are_named_with_the_largest() {
+    let conv = |attribute: &str, list: &[i64]| {
+        Tiny::new(13, &[1, 1, 4, 4]).f32("w", &[1, 1, 1, 1], &[1.0]).node(
+            "Conv",
+            "x w",
+            "y",
+            vec![AttributeProto::ints(attribute, list)],
+        )
+    };
+    insta::assert_snapshot!(conv("dilations", &[1 << 40, 1]).error(), @r"
+    the model needs what is not supported
+      Conv `Conv_0`: its attribute `dilations` has 1099511627776, more than 1048576; export with `dilations` of at most 1048576
+    ");
+    insta::assert_snapshot!(conv("pads", &[0, 0, 1 << 40, 0]).error(), @r"
+    the model needs what is not supported
+      Conv `Conv_0`: its attribute `pads` has 1099511627776, more than 1048576; export with `pads` of at most 1048576
+    ");
+    insta::assert_snapshot!(conv("pads", &[0, 0, -1, 0]).error(), @r"
+    the model is invalid
+      node `Conv_0` (Conv): its attribute `pads` is not 4 integers of at least 0
+    ");
+}
+
+#[test]
+fn an_index_beyond_the_end_is_named_with_the_extent() {
+    let gather = |index| {
+        Tiny::new(13, &[1, 4]).i64("i", &[index]).node("Gather", "x i", "y", vec![AttributeProto::int("axis", 1)])
+    };
+    insta::assert_snapshot!(gather(100).error(), @r"
+    the model is invalid
+      node `Gather_0` (Gather): index 100 along an axis of 4 elements
+    ");
+    assert!(gather(-5).error().contains("index -5 along an axis of 4 elements"));
+    assert_eq!(gather(-4).run("y"), [-2.0]);
+}

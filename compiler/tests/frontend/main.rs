@@ -8,6 +8,7 @@ mod hostile;
 mod layers;
 mod models;
 mod node_cases;
+mod onnxruntime;
 mod ops;
 mod policies;
 mod quantized;

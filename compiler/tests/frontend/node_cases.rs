@@ -4,7 +4,8 @@
 //! They come with the `onnx` package (1.20.1 has 1,653 of them, in
 //! `onnx/backend/test/data/node`) and are not kept here; `QAILC_ONNX_NODE_CASES`
 //! names the folder. `node_cases.txt` lists those in scope: each has to pass. Every other
-//! case has to be refused with a reason; a case that begins to pass has to be listed.
+//! case has to be refused with a reason, or be one of the few that ONNX Runtime overrules; a case
+//! that begins to pass has to be listed.
 //!
 //! Numbers are inputs of the graph. Where an operator needs to know its integers (shapes and
 //! axes, which every exporter stores as constants) or all of its operands (ranges), they are given
@@ -26,6 +27,17 @@ use qailc::frontend::{
 
 /// Names of the cases in scope, one a line.
 const IN_SCOPE: &str = include_str!("node_cases.txt");
+
+/// Cases whose outputs are not those of ONNX Runtime, which is followed instead. One that begins to
+/// pass has to go to the others.
+const OVERRULED: [(&str, &str); 5] = [
+    // Later revisions of the standard cap the scores first.
+    ("test_attention_3d_with_past_and_present_qk_matmul_softcap", "the mask is added before the cap"),
+    ("test_attention_4d_with_qk_matmul_softcap", "the mask is added before the cap"),
+    ("test_l2normalization_axis_0", "a row of zeros is not a number"),
+    ("test_resize_downsample_scales_cubic_align_corners", "the last corner is that of a fractional extent"),
+    ("test_resize_downsample_scales_linear_align_corners", "the last corner is that of a fractional extent"),
+];
 
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
@@ -76,7 +88,7 @@ fn input_type(tensor: &TensorProto, given: Given) -> Option<DType> {
         (data_type::FLOAT | data_type::DOUBLE | data_type::FLOAT16, _) => Some(DType::F32),
         (data_type::INT64, Given::Numbers) => Some(DType::I64),
         (data_type::INT32, Given::Numbers) => Some(DType::I32),
-        (data_type::UINT8, Given::Numbers) => Some(DType::U8),
+        (data_type::UINT8 | data_type::BOOL, Given::Numbers) => Some(DType::U8),
         _ => None,
     }
 }
@@ -169,6 +181,13 @@ fn node_cases_in_scope_pass_and_the_others_are_refused() {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let listed = in_scope.contains(name.as_str());
         n_in_scope += usize::from(listed);
+        if let Some((_, reason)) = OVERRULED.iter().find(|(overruled, _)| *overruled == name) {
+            match run_case(folder) {
+                Outcome::Wrong(_) => println!("overruled {name}: {reason}"),
+                outcome => bad.push(format!("overruled {name}: {outcome:?}")),
+            }
+            continue;
+        }
         match (run_case(folder), listed) {
             (Outcome::Pass, true) => n_passing += 1,
             (Outcome::Pass, false) => bad.push(format!("unlisted {name} passes")),

@@ -456,7 +456,11 @@ fn axes_come_and_go() {
     assert!(one(13, &[2, 3, 4], "Transpose", vec![ints("perm", &[0, 2, 1])]).qir().contains("f32[2, 4, 3]"));
     insta::assert_snapshot!(one(13, &[2, 3], "Transpose", vec![ints("perm", &[0, 0])]).error(), @r"
     the model is invalid
-      node `Transpose_0` (Transpose): transpose takes a tensor whose rank is that of the permutation, found f32[2, 3]
+      node `Transpose_0` (Transpose): axes [0, 0] of a tensor of rank 2 repeat
+    ");
+    insta::assert_snapshot!(one(13, &[2, 3], "Transpose", vec![ints("perm", &[1])]).error(), @r"
+    the model is invalid
+      node `Transpose_0` (Transpose): its permutation [1] leaves out axes of f32[2, 3]
     ");
 }
 

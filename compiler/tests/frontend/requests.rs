@@ -102,7 +102,7 @@ fn everything_that_is_not_supported_is_said_at_once() {
       Optional `Optional_2`: the operator is not supported; express it with supported operators, or cut it off with --output
       Fancy `Fancy_4`: operators of the domain `com.example` are not supported; export with standard ONNX operators only
     ");
-    let ImportError::Blocked { blockers } = error else { panic!("{error}") };
+    let ImportError::Blocked { blockers, .. } = error else { panic!("{error}") };
     assert_eq!(blockers.len(), 5);
     assert!(blockers.iter().all(|blocker| !blocker.remedy.is_empty()));
 }
@@ -127,4 +127,16 @@ fn a_wrong_declaration_of_an_output_is_noted_and_not_believed() {
     let imported = tiny.import().unwrap();
     assert_eq!(imported.graph.ty(imported.graph.outputs[0].value).shape, [1, 2]);
     insta::assert_snapshot!(imported.notes.join("\n"), @"output `y` is declared with another shape than [1, 2]");
+}
+
+#[test]
+fn what_is_not_listed_is_counted() {
+    let n = 1234;
+    let many = (0..n).fold(Tiny::new(17, &[1, 2]), |tiny, i| tiny.node("Bernoulli", "x", &format!("b{i}"), vec![]));
+    let all: Vec<String> = (0..n).map(|i| format!("b{i}")).collect();
+    let error = many.node("Sum", &all.join(" "), "y", vec![]).import().unwrap_err();
+    let said = error.to_string();
+    assert!(said.ends_with("\n  and 1184 more"), "{said}");
+    let ImportError::Blocked { blockers, n_more } = error else { panic!("{error}") };
+    assert_eq!(blockers.len() + n_more, n);
 }

@@ -2,10 +2,22 @@
 //!
 //! Plain attention is the operation of the graph, with the mask as an addend. With a soft cap, or
 //! when the scores are asked for, it is written out.
+//!
+//! The cap bends the scores before the mask is added: the cap of a masked score would be finite, and
+//! what is masked would be seen. A query that sees nothing at all gets zeros. Both as in ONNX Runtime
+//! and in later revisions of the standard than the first of opset 23.
 
-use qail_ir::{Attention, Compare, CompareFn, DType, MatMul, Op, Rope, UnaryFn};
+use qail_ir::{Attention, BinaryFn, CompareFn, DType, MatMul, Op, ReduceFn, Rope, UnaryFn};
 
 use super::{OpError, builder::Tensor, cx::NodeCx};
+
+/// What is added to the scores.
+#[derive(Clone, Copy, Debug)]
+struct Mask {
+    addend: Tensor,
+    /// Queries that see something, `[.., L, 1]`; nothing if all do.
+    seeing: Option<Tensor>,
+}
 
 /// `[B, L, H * E]` as `[B, H, L, E]`.
 fn heads(cx: &mut NodeCx<'_>, x: Tensor, attribute: &'static str) -> Result<Tensor, OpError> {
@@ -57,36 +69,45 @@ pub(super) fn attention(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     let scale = cx.number("scale")?.unwrap_or((1.0 / (e as f64).sqrt()) as f32);
     let cap = cx.number("softcap")?.unwrap_or(0.0);
     let mode = cx.int("qk_matmul_output_mode")?.unwrap_or(0);
-    let mask = addend(cx, l, s, n_past, b)?;
+    let mask = mask(cx, l, s, n_past, b)?;
     let wants_scores = cx.needed.get(3).copied().unwrap_or(false);
     let mut results = Vec::with_capacity(4);
     let y = if cap == 0.0 && !wants_scores {
-        let operands: Vec<Tensor> = [q, k, v].into_iter().chain(mask).collect();
-        cx.part(Op::Attention(Attention { scale }), &operands)?
+        let operands: Vec<Tensor> = [q, k, v].into_iter().chain(mask.map(|mask| mask.addend)).collect();
+        let y = cx.part(Op::Attention(Attention { scale }), &operands)?;
+        zero_unless_seeing(cx, y, mask)?
     } else {
         let (k, v) = (repeated(cx, k, h)?, repeated(cx, v, h)?);
         let turned = cx.permuted(k, [0, 1, 3, 2])?;
         let product = cx.part(Op::MatMul(MatMul), &[q, turned])?;
         let factor = cx.scalar(scale);
         let raw = cx.mul(product, factor)?;
-        let masked = match mask {
-            Some(mask) => cx.add(raw, mask)?,
-            None => raw,
-        };
         let capped = if cap > 0.0 {
             let (inverse, cap) = (cx.scalar(1.0 / cap), cx.scalar(cap));
-            let small = cx.mul(masked, inverse)?;
+            let small = cx.mul(raw, inverse)?;
             let bent = cx.map(UnaryFn::Tanh, small)?;
             cx.mul(bent, cap)?
         } else {
-            masked
+            raw
         };
-        let weights = cx.softmax(capped, 3, false)?;
+        let masked = match mask {
+            Some(mask) => cx.add(capped, mask.addend)?,
+            None => capped,
+        };
+        let weights = cx.softmax(masked, 3, false)?;
+        let weights = zero_unless_seeing(cx, weights, mask)?;
         let y = cx.part(Op::MatMul(MatMul), &[weights, v])?;
         let scores = match mode {
             0 => raw,
-            1 => masked,
-            2 => capped,
+            // Scores with the mask in one revision of the standard, with the cap in the next.
+            1 if cap > 0.0 && wants_scores => {
+                let remedy = "ask for another `qk_matmul_output_mode`: 0, 2 or 3";
+                return Err(OpError::unsupported(
+                    "the scores that it hands out are of mode 1, with a soft cap",
+                    remedy,
+                ));
+            }
+            1 | 2 => masked,
             3 => weights,
             _ => return Err(OpError::invalid(format!("its score output mode is {mode}"))),
         };
@@ -116,8 +137,8 @@ fn repeated(cx: &mut NodeCx<'_>, x: Tensor, heads: usize) -> Result<Tensor, OpEr
     cx.reshaped(copies, [b, heads, s, e])
 }
 
-/// Masks of all kinds as one addend: 0, or minus infinity where nothing is seen.
-fn addend(cx: &mut NodeCx<'_>, l: usize, s: usize, n_past: usize, b: usize) -> Result<Option<Tensor>, OpError> {
+/// Masks of all kinds as one.
+fn mask(cx: &mut NodeCx<'_>, l: usize, s: usize, n_past: usize, b: usize) -> Result<Option<Mask>, OpError> {
     let mut mask = None;
     if let Some(given) = cx.optional(3) {
         let mut given = given;
@@ -137,26 +158,58 @@ fn addend(cx: &mut NodeCx<'_>, l: usize, s: usize, n_past: usize, b: usize) -> R
         }
         mask = Some(given);
     }
-    if cx.int("is_causal")?.unwrap_or(0) != 0 {
-        let past = n_past;
-        let causal = cx.numbers(&[l, s], |i| if i % s > past + i / s { f32::NEG_INFINITY } else { 0.0 })?;
-        mask = Some(match mask {
-            Some(mask) => cx.add(mask, causal)?,
-            None => causal,
-        });
+    let causal = cx.int("is_causal")?.unwrap_or(0) != 0;
+    let lengths = cx.optional(6);
+    let more = match lengths {
+        Some(_) if cx.is_given(4) => {
+            return Err(OpError::invalid("it has past keys and a number of keys that count; one excludes the other"));
+        }
+        Some(lengths) => {
+            let lengths = cx.cast_to(lengths, DType::I64)?;
+            let mut end = cx.reshaped(lengths, [b, 1, 1, 1])?;
+            if causal {
+                // The last query stands at the last key that counts.
+                let behind = cx.table(&[l, 1], |i| i as i64 + 1 - l as i64)?;
+                end = cx.add(end, behind)?;
+            }
+            let places = cx.table(&[s], |i| i as i64)?;
+            let seen = cx.compare(CompareFn::Lt, places, end)?;
+            Some(hidden_unless(cx, seen)?)
+        }
+        None if causal => Some(cx.numbers(&[l, s], |i| if i % s > n_past + i / s { f32::NEG_INFINITY } else { 0.0 })?),
+        None => None,
+    };
+    let addend = match (mask, more) {
+        (Some(mask), Some(more)) => cx.add(mask, more)?,
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) => return Ok(None),
+    };
+    bounded(cx, addend).map(Some)
+}
+
+/// The mask of an addend. If a row may hide everything, infinities become the lowest number: the
+/// softmax of nothing but infinities, and with it every gradient, is not a number.
+fn bounded(cx: &mut NodeCx<'_>, addend: Tensor) -> Result<Mask, OpError> {
+    let shape = cx.shape(addend);
+    if let Some(constant) = cx.constant(addend) {
+        let width = shape.last().copied().unwrap_or(1).max(1);
+        if constant.all_f32()?.chunks(width).all(|row| row.iter().any(|&x| x > f32::MIN)) {
+            return Ok(Mask { addend, seeing: None });
+        }
     }
-    if let Some(lengths) = cx.optional(6) {
-        let lengths = cx.cast_to(lengths, DType::I64)?;
-        let lengths = cx.reshaped(lengths, [b, 1, 1, 1])?;
-        let places = cx.table(&[s], |i| i as i64)?;
-        let seen = cx.part(Op::Compare(Compare { f: CompareFn::Lt }), &[places, lengths])?;
-        let padding = hidden_unless(cx, seen)?;
-        mask = Some(match mask {
-            Some(mask) => cx.add(mask, padding)?,
-            None => padding,
-        });
-    }
-    Ok(mask)
+    let lowest = cx.scalar(f32::MIN);
+    let addend = cx.zip(BinaryFn::Max, addend, lowest)?;
+    let last: Vec<usize> = shape.len().checked_sub(1).into_iter().collect();
+    let most = cx.reduced(ReduceFn::Max, addend, &last, true)?;
+    let seeing = cx.compare(CompareFn::Gt, most, lowest)?;
+    Ok(Mask { addend, seeing: Some(seeing) })
+}
+
+/// Rows of queries, zero for those that see nothing.
+fn zero_unless_seeing(cx: &mut NodeCx<'_>, rows: Tensor, mask: Option<Mask>) -> Result<Tensor, OpError> {
+    let Some(seeing) = mask.and_then(|mask| mask.seeing) else { return Ok(rows) };
+    let zero = cx.scalar(0.0);
+    cx.choose(seeing, rows, zero)
 }
 
 fn hidden_unless(cx: &mut NodeCx<'_>, seen: Tensor) -> Result<Tensor, OpError> {

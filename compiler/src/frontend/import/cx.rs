@@ -273,6 +273,15 @@ pub(super) fn axis(axis: i64, rank: usize) -> Result<usize, OpError> {
     }
 }
 
+/// Place `index` along an axis of `extent` elements, counted from the end if negative.
+pub(super) fn place(index: i64, extent: usize) -> Result<usize, OpError> {
+    let from_start = if index < 0 { index.saturating_add(extent as i64) } else { index };
+    usize::try_from(from_start)
+        .ok()
+        .filter(|&place| place < extent)
+        .ok_or_else(|| OpError::invalid(format!("index {index} along an axis of {extent} elements")))
+}
+
 /// Several axes, ascending, each once.
 pub(super) fn axes(list: &[i64], rank: usize) -> Result<Vec<usize>, OpError> {
     let set: BTreeSet<usize> = list.iter().map(|&a| axis(a, rank)).collect::<Result<_, _>>()?;

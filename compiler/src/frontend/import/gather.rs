@@ -27,7 +27,7 @@ pub(super) fn gather(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
         return Ok(vec![cx.looked_up(x, indices, axis)?]);
     }
     let list = cx.ints(1, "list of indices")?.unwrap_or_default();
-    let list: Vec<usize> = list.iter().map(|&i| cx::axis(i, old[axis])).collect::<Result<_, _>>()?;
+    let list: Vec<usize> = list.iter().map(|&i| cx::place(i, old[axis])).collect::<Result<_, _>>()?;
     let mut shape = old[..axis].to_vec();
     shape.extend(&index_shape);
     shape.extend(&old[axis + 1..]);
@@ -67,7 +67,7 @@ pub(super) fn from_start(cx: &mut NodeCx<'_>, index: Tensor, extent: usize) -> R
         if list.iter().all(|&i| i >= 0 && (i as u64) < extent as u64) {
             return Ok(index);
         }
-        let list: Vec<i64> = list.iter().map(|&i| cx::axis(i, extent).map(|i| i as i64)).collect::<Result<_, _>>()?;
+        let list: Vec<i64> = list.iter().map(|&i| cx::place(i, extent).map(|i| i as i64)).collect::<Result<_, _>>()?;
         return Ok(cx.known_part("index", Constant::ints(constant.ty, &list)));
     }
     let (zero, whole) = (cx.scalar_like(index, 0.0), cx.scalar_like(index, extent as f64));

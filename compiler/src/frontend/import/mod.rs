@@ -40,7 +40,10 @@ mod transposed;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qail_ir::{BinaryFn, CompareFn, ConstError, Graph, Origin, ReduceFn, TypeError, UnaryFn, VerifyError};
+use qail_ir::{
+    BinaryFn, Cast, CompareFn, ConstError, DType, Graph, Op, Origin, ReduceFn, TensorType, TypeError, UnaryFn,
+    VerifyError,
+};
 
 use self::{
     builder::{Builder, Tensor},
@@ -287,7 +290,11 @@ pub(super) fn build(checked: &Checked<'_>, model_bytes: usize, findings: &mut Fi
     let mut scope = Scope { outer: None, tensors: BTreeMap::new() };
     let tensors = &mut scope.tensors;
     for (name, ty) in &checked.inputs {
-        tensors.insert(name, Tensor::Computed(builder.graph.add_input(*name, ty.clone())));
+        match input(&mut builder, name, ty, findings) {
+            Ok(tensor) => drop(tensors.insert(name, tensor)),
+            Err(OpError::Unsupported { reason, remedy }) => findings.blocker("input", name, reason, remedy),
+            Err(OpError::Invalid(reason)) => findings.problem(format!("input `{}`", shown(name)), reason),
+        }
     }
     for (name, constant) in &checked.constants {
         tensors.insert(name, builder.known(*name, constant.clone(), Origin::new(*name)));
@@ -317,6 +324,17 @@ pub(super) fn build(checked: &Checked<'_>, model_bytes: usize, findings: &mut Fi
     let mut graph = builder.graph;
     bias::fuse(&mut graph);
     Some(graph)
+}
+
+/// An input of the graph. Truth values come in bytes, which hold more than two numbers.
+fn input(builder: &mut Builder, name: &str, ty: &TensorType, findings: &mut Findings) -> Result<Tensor, OpError> {
+    if ty.dtype() != Some(DType::Bool) {
+        return Ok(Tensor::Computed(builder.graph.add_input(name, ty.clone())));
+    }
+    let bytes = builder.graph.add_input(name, TensorType::plain(DType::U8, ty.shape.clone()));
+    findings.note(format!("input `{}` is bool in the model and u8 here: 0 is false, all else is true", shown(name)));
+    let truth = Op::Cast(Cast { to: DType::Bool });
+    builder.emit(format!("{name}.bool"), truth, &[Tensor::Computed(bytes)], &Origin::new(name))
 }
 
 /// Tensors by name: those of a graph, and of the graphs around it.

@@ -1,7 +1,7 @@
 //! Normalizations. What divides by a measured deviation is one `normalize`, with scale and shift
 //! as `mul` and `add` behind it; what divides by a stored one is a scale and a shift.
 
-use qail_ir::{BinaryFn, Normalize, Op, ReduceFn, UnaryFn, Window};
+use qail_ir::{BinaryFn, CompareFn, Normalize, Op, ReduceFn, UnaryFn, Window};
 
 use super::{
     OpError,
@@ -125,22 +125,22 @@ pub(super) fn group(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     Ok(vec![cx.reshaped(y, shape)?])
 }
 
-/// `x / |x|` along an axis.
+/// `x / |x|` along an axis; zeros stay zeros.
 pub(super) fn lp(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     let x = cx.float(0)?;
     let axis = cx::axis(cx.int("axis")?.unwrap_or(-1), cx.ty(x).shape.len())?;
-    let norm = match cx.int("p")?.unwrap_or(2) {
-        1 => {
-            let size = cx.map(UnaryFn::Abs, x)?;
-            cx.reduced(ReduceFn::Sum, size, &[axis], true)?
-        }
-        2 => {
-            let square = cx.mul(x, x)?;
-            let sum = cx.reduced(ReduceFn::Sum, square, &[axis], true)?;
-            cx.map(UnaryFn::Sqrt, sum)?
-        }
+    let p = cx.int("p")?.unwrap_or(2);
+    let part = match p {
+        1 => cx.map(UnaryFn::Abs, x)?,
+        2 => cx.mul(x, x)?,
         p => return Err(OpError::invalid(format!("its p is {p}"))),
     };
+    let sum = cx.reduced(ReduceFn::Sum, part, &[axis], true)?;
+    // Replaced before the root: its slope at zero is infinite.
+    let (zero, one) = (cx.scalar(0.0), cx.scalar(1.0));
+    let positive = cx.compare(CompareFn::Gt, sum, zero)?;
+    let sum = cx.choose(positive, sum, one)?;
+    let norm = if p == 2 { cx.map(UnaryFn::Sqrt, sum)? } else { sum };
     Ok(vec![cx.zip(BinaryFn::Div, x, norm)?])
 }
 

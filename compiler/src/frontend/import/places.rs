@@ -61,8 +61,12 @@ pub(super) fn list(
     least: i64,
 ) -> Result<Vec<usize>, OpError> {
     let Some(found) = cx.int_list(name)? else { return Ok(vec![default; n]) };
-    if found.len() != n || found.iter().any(|x| !(least..=MAX_STEP).contains(x)) {
+    if found.len() != n || found.iter().any(|&x| x < least) {
         return Err(OpError::invalid(format!("its attribute `{name}` is not {n} integers of at least {least}")));
+    }
+    if let Some(large) = found.iter().find(|&&x| x > MAX_STEP) {
+        let reason = format!("its attribute `{name}` has {large}, more than {MAX_STEP}");
+        return Err(OpError::unsupported(reason, format!("export with `{name}` of at most {MAX_STEP}")));
     }
     Ok(found.into_iter().map(|x| x as usize).collect())
 }

@@ -1,6 +1,8 @@
 //! Resize and Upsample: one axis after the other, a few lookups with known weights each.
 //!
-//! Coordinates are computed in `f64`, as the standard's reference does.
+//! Extents and coordinates are computed in `f32`, in the order of ONNX Runtime: a scale such as 0.7
+//! is a little less or more than the number that it was written as, and the rounding of the product
+//! with an extent decides which element is the nearest, and how many there are.
 
 use super::{
     OpError,
@@ -12,6 +14,9 @@ use qail_ir::TensorType;
 
 /// Most lookups of one axis; what needs more is a product with a matrix of weights.
 const MAX_TAPS: usize = 4;
+
+/// Distance from the middle between two elements that counts as none: what `f32` makes of a tie.
+const TIE: f64 = 1e-6;
 
 /// How a place of the result becomes a place of the operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +43,8 @@ enum Nearest {
     PreferCeil,
     Floor,
     Ceil,
+    /// Before opset 11: up where elements are left out, else down.
+    Simple,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,8 +61,8 @@ struct Options {
 struct Axis {
     extent: usize,
     out: usize,
-    scale: f64,
-    roi: (f64, f64),
+    scale: f32,
+    roi: (f32, f32),
 }
 
 /// Another size.
@@ -80,27 +87,26 @@ pub(super) fn resize(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     match (scales, sizes) {
         (Some(scales), None) if scales.len() == axes.len() => {
             for (&axis, &scale) in axes.iter().zip(&scales) {
-                let scale = f64::from(scale);
                 plan[axis].scale = scale;
-                plan[axis].out = extent((plan[axis].extent as f64 * scale).floor())?;
+                plan[axis].out = extent((plan[axis].extent as f32 * scale).floor())?;
             }
         }
         (None, Some(sizes)) if sizes.len() == axes.len() => {
             for (&axis, &size) in axes.iter().zip(&sizes) {
-                plan[axis].out = extent(size as f64)?;
-                plan[axis].scale = plan[axis].out as f64 / plan[axis].extent as f64;
+                plan[axis].out = extent(size as f32)?;
+                plan[axis].scale = plan[axis].out as f32 / plan[axis].extent as f32;
             }
             let factors = axes.iter().map(|&axis| plan[axis].scale);
             let common = match policy.as_deref() {
                 None | Some("stretch") => None,
-                Some("not_larger") => Some(factors.fold(f64::INFINITY, f64::min)),
-                Some("not_smaller") => Some(factors.fold(0.0, f64::max)),
+                Some("not_larger") => Some(factors.fold(f32::INFINITY, f32::min)),
+                Some("not_smaller") => Some(factors.fold(0.0, f32::max)),
                 Some(other) => return Err(OpError::invalid(format!("its aspect policy is {}", shown(other)))),
             };
             if let Some(scale) = common {
                 for &axis in &axes {
                     plan[axis].scale = scale;
-                    plan[axis].out = extent((scale * plan[axis].extent as f64 + 0.5).floor())?;
+                    plan[axis].out = extent((scale * plan[axis].extent as f32).round())?;
                 }
             }
         }
@@ -110,7 +116,7 @@ pub(super) fn resize(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
         let roi = roi.filter(|roi| roi.len() == 2 * axes.len());
         let roi = roi.ok_or_else(|| OpError::invalid("it needs a region with two numbers for every axis"))?;
         for (i, &axis) in axes.iter().enumerate() {
-            plan[axis].roi = (f64::from(roi[i]), f64::from(roi[axes.len() + i]));
+            plan[axis].roi = (roi[i], roi[axes.len() + i]);
         }
     }
     apply(cx, x, &plan, options)
@@ -124,21 +130,20 @@ pub(super) fn upsample(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     let scales = known(cx, 1, "list of scales")?.filter(|scales| scales.len() == shape.len());
     let scales = scales.ok_or_else(|| OpError::invalid("it needs a scale for every axis"))?;
     let axis = |(&extent, &scale): (&usize, &f32)| -> Result<Axis, OpError> {
-        let scale = f64::from(scale);
-        Ok(Axis { extent, out: self::extent((extent as f64 * scale).floor())?, scale, roi: (0.0, 1.0) })
+        Ok(Axis { extent, out: self::extent((extent as f32 * scale).floor())?, scale, roi: (0.0, 1.0) })
     };
     let plan: Vec<Axis> = shape.iter().zip(&scales).map(axis).collect::<Result<_, _>>()?;
     apply(cx, x, &plan, old(mode))
 }
 
 fn old(mode: Mode) -> Options {
-    let mode = if matches!(mode, Mode::Nearest(_)) { Mode::Nearest(Nearest::Floor) } else { mode };
+    let mode = if matches!(mode, Mode::Nearest(_)) { Mode::Nearest(Nearest::Simple) } else { mode };
     let coordinates = Coordinates::Asymmetric;
     Options { coordinates, mode, antialias: false, exclude_outside: false, extrapolation: 0.0 }
 }
 
-fn extent(x: f64) -> Result<usize, OpError> {
-    if (1.0..=(1u64 << 30) as f64).contains(&x) {
+fn extent(x: f32) -> Result<usize, OpError> {
+    if (1.0..=(1u64 << 30) as f32).contains(&x) {
         return Ok(x as usize);
     }
     Err(OpError::invalid(format!("a new extent of {x}")))
@@ -202,35 +207,37 @@ fn options(cx: &NodeCx<'_>) -> Result<Options, OpError> {
 }
 
 /// Place in the operand of place `i` of the result; none outside of a cropped region.
-fn place(axis: &Axis, i: usize, coordinates: Coordinates) -> Option<f64> {
-    let (x, n, whole) = (i as f64, axis.extent as f64, axis.scale * axis.extent as f64);
+fn place(axis: &Axis, i: usize, coordinates: Coordinates) -> Option<f32> {
+    let (x, n, out, scale) = (i as f32, axis.extent as f32, axis.out as f32, axis.scale);
     Some(match coordinates {
-        Coordinates::HalfPixel => (x + 0.5) / axis.scale - 0.5,
-        Coordinates::Symmetric => n / 2.0 * (1.0 - axis.out as f64 / whole) + (x + 0.5) / axis.scale - 0.5,
-        Coordinates::PytorchHalfPixel if whole == 1.0 => -0.5,
-        Coordinates::PytorchHalfPixel => (x + 0.5) / axis.scale - 0.5,
-        Coordinates::AlignCorners if whole == 1.0 => 0.0,
-        Coordinates::AlignCorners => x * (n - 1.0) / (whole - 1.0),
-        Coordinates::Asymmetric => x / axis.scale,
+        Coordinates::PytorchHalfPixel if axis.out == 1 => 0.0,
+        Coordinates::HalfPixel | Coordinates::PytorchHalfPixel => (x + 0.5) / scale - 0.5,
+        Coordinates::Symmetric => {
+            let offset = n / 2.0 * (1.0 - out / (scale * n));
+            (f64::from(offset) + (f64::from(x) + 0.5) / f64::from(scale) - 0.5) as f32
+        }
+        Coordinates::AlignCorners if axis.out == 1 => 0.0,
+        Coordinates::AlignCorners => x * (n - 1.0) / (out - 1.0),
+        Coordinates::Asymmetric => x / scale,
         Coordinates::Crop => {
             let (start, end) = axis.roi;
-            let along = if whole == 1.0 {
-                (end - start) * (n - 1.0) / 2.0
+            let at = if axis.out == 1 {
+                (0.5 * f64::from(start + end) * f64::from(n - 1.0)) as f32
             } else {
-                x * (end - start) * (n - 1.0) / (whole - 1.0)
+                start * (n - 1.0) + (x * (end - start) * (n - 1.0)) / (out - 1.0)
             };
-            let at = along + start * (n - 1.0);
             return (0.0..=n - 1.0).contains(&at).then_some(at);
         }
     })
 }
 
 /// Weights of the neighbours of a place, the first of which stands at the returned index.
-fn taps(axis: &Axis, at: f64, options: Options) -> (i64, Vec<f64>) {
+fn taps(axis: &Axis, at: f32, options: Options) -> (i64, Vec<f64>) {
+    let at = f64::from(at);
     let floor = at.floor();
     // On a place itself the neighbour before it counts as the left one.
     let (left, ratio) = if at == floor { (floor as i64 - 1, 1.0) } else { (floor as i64, at - floor) };
-    let scale = if options.antialias { axis.scale.min(1.0) } else { 1.0 };
+    let scale = if options.antialias { f64::from(axis.scale).min(1.0) } else { 1.0 };
     let spread = |reach: f64, f: &dyn Fn(f64) -> f64| {
         let start = (-reach / scale).floor() as i64 + 1;
         let n = (2 - 2 * start).max(1) as usize;
@@ -242,8 +249,9 @@ fn taps(axis: &Axis, at: f64, options: Options) -> (i64, Vec<f64>) {
         Mode::Nearest(nearest) => {
             let right = match nearest {
                 _ if at == floor => true,
-                Nearest::PreferFloor => ratio > 0.5,
-                Nearest::PreferCeil => ratio >= 0.5,
+                Nearest::PreferFloor => ratio > 0.5 + TIE,
+                Nearest::PreferCeil => ratio >= 0.5 - TIE,
+                Nearest::Simple => axis.scale < 1.0,
                 Nearest::Floor => false,
                 Nearest::Ceil => true,
             };
@@ -263,12 +271,11 @@ fn taps(axis: &Axis, at: f64, options: Options) -> (i64, Vec<f64>) {
 }
 
 fn apply(cx: &mut NodeCx<'_>, x: Tensor, plan: &[Axis], options: Options) -> Result<Vec<Tensor>, OpError> {
+    // As in ONNX Runtime nothing moves along an axis of scale 1, whatever its region, nor along any
+    // if no extent changes, whatever the scales.
+    let moves = plan.iter().any(|axis| axis.out != axis.extent);
     let mut y = x;
-    for (at, axis) in plan.iter().enumerate() {
-        let whole = options.coordinates == Coordinates::Crop && axis.roi != (0.0, 1.0);
-        if axis.out == axis.extent && axis.scale == 1.0 && !whole {
-            continue;
-        }
+    for (at, axis) in plan.iter().enumerate().filter(|(_, axis)| moves && axis.scale != 1.0) {
         y = along(cx, y, at, axis, options)?;
     }
     Ok(vec![y])
@@ -277,7 +284,7 @@ fn apply(cx: &mut NodeCx<'_>, x: Tensor, plan: &[Axis], options: Options) -> Res
 /// One axis.
 fn along(cx: &mut NodeCx<'_>, x: Tensor, at: usize, axis: &Axis, options: Options) -> Result<Tensor, OpError> {
     // An antialiasing window has a few elements for each element of the result.
-    let per_place = if options.antialias { (4.0 / axis.scale.min(1.0)).ceil() + 2.0 } else { 4.0 };
+    let per_place = if options.antialias { (4.0 / f64::from(axis.scale).min(1.0)).ceil() + 2.0 } else { 4.0 };
     let work = axis.out as f64 * per_place;
     if work.is_nan() || work > (1u64 << 26) as f64 {
         return Err(OpError::invalid("its result is too large"));
@@ -355,7 +362,7 @@ mod tests {
     use super::*;
 
     fn axis(extent: usize, out: usize) -> Axis {
-        Axis { extent, out, scale: out as f64 / extent as f64, roi: (0.0, 1.0) }
+        Axis { extent, out, scale: out as f32 / extent as f32, roi: (0.0, 1.0) }
     }
 
     #[test]

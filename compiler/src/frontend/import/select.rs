@@ -22,7 +22,9 @@ pub(super) fn arg_reduce(cx: &mut NodeCx<'_>, largest: bool) -> Result<Vec<Tenso
 pub(super) fn top_k(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     let x = cx.operand(0)?;
     let axis = cx::axis(cx.int("axis")?.unwrap_or(-1), cx.ty(x).shape.len())?;
-    let k = match cx.ints(1, "number of elements")?.as_deref() {
+    // An attribute up to opset 9.
+    let k = if cx.opset < 10 { cx.int("k")?.map(|k| vec![k]) } else { cx.ints(1, "number of elements")? };
+    let k = match k.as_deref() {
         Some(&[k]) => usize::try_from(k).unwrap_or(0),
         found => return Err(OpError::invalid(format!("its number of elements is {found:?}"))),
     };

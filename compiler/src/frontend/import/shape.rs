@@ -98,7 +98,12 @@ pub(super) fn transpose(cx: &mut NodeCx<'_>) -> Result<Vec<Tensor>, OpError> {
     let x = cx.operand(0)?;
     let rank = cx.ty(x).shape.len();
     let perm = match cx.int_list("perm")? {
-        Some(perm) => perm.iter().map(|&axis| cx::axis(axis, rank)).collect::<Result<_, _>>()?,
+        Some(perm) => {
+            if cx::axes(&perm, rank)?.len() != rank {
+                return Err(OpError::invalid(format!("its permutation {perm:?} leaves out axes of {}", cx.ty(x))));
+            }
+            perm.iter().map(|&axis| cx::axis(axis, rank)).collect::<Result<_, _>>()?
+        }
         None => (0..rank).rev().collect::<Vec<usize>>(),
     };
     if perm.iter().enumerate().all(|(i, &axis)| i == axis) && perm.len() == rank {
