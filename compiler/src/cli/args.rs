@@ -14,7 +14,7 @@ use qail_train::{
     options::{Method, TrainOptions, parse_distance},
 };
 
-use super::{Exit, Failure};
+use super::{Exit, Failure, outputs::Inputs};
 use crate::{
     data::DemoMap,
     frontend::ImportOptions,
@@ -77,6 +77,14 @@ impl DataArgs {
 }
 
 impl ModelArgs {
+    /// Every file that says what the model is.
+    pub(super) fn files(&self, policy: &Policy) -> Inputs {
+        Inputs::default()
+            .and_models("the model", [&self.model])
+            .and_models("a stage of the policy", &policy.then)
+            .and("what was said of the policy", &policy::find(self.policy.as_deref(), &self.model))
+    }
+
     /// How to read the model.
     pub(super) fn import_options(&self) -> ImportOptions {
         ImportOptions {
@@ -308,6 +316,11 @@ pub(super) struct RecipeArgs {
 }
 
 impl RecipeArgs {
+    /// Every file that is read.
+    pub(super) fn files(&self, options: &BuildOptions) -> Inputs {
+        self.model.files(&options.policy).and("the demonstrations", &self.data.demos)
+    }
+
     /// The options of a build that trains.
     pub(super) fn build_options(&self, training: Training) -> Result<BuildOptions, Failure> {
         let mut options = build_options(&self.model, &self.data, &self.quant)?;

@@ -21,6 +21,7 @@ use super::{
     Exit, Failure, Terminal,
     args::Pair,
     run::{controller, extents, room},
+    terminal::shown,
 };
 use crate::{
     data::{DataError, DemoMap, Demos},
@@ -402,7 +403,7 @@ impl Report {
     fn to_json(&self, args: &Args) -> serde_json::Value {
         let of = |latency: &Latency| serde_json::json!({ "steps": latency.n, "latency_us": latency.to_json() });
         serde_json::json!({
-            "schema": 1, "artifact": args.artifact, "device": self.device, "machine": self.machine,
+            "schema": 1, "artifact": shown(&args.artifact), "device": self.device, "machine": self.machine,
             "steps": self.all.n, "seconds": self.seconds, "load_ms": self.load_ms,
             "latency_us": self.all.to_json(),
             "chunk": self.chunk.as_ref().map(|chunk| serde_json::json!({

@@ -5,6 +5,7 @@ use std::{fmt::Write as _, path::PathBuf};
 use super::{
     Failure, Terminal,
     failure::{exit_of_data, of_import},
+    terminal::shown,
 };
 use crate::{
     data::{ArraySummary, DemoMap, Summary},
@@ -64,8 +65,8 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         },
         || {
             serde_json::json!({
-                "schema": 1, "file": file, "arrays": summary.arrays, "episodes": summary.episodes,
-                "fits": model, "remarks": remarks,
+                "schema": 1, "file": shown(file), "arrays": summary.arrays, "episodes": summary.episodes,
+                "fits": model.as_deref().map(shown), "remarks": remarks,
             })
         },
     );

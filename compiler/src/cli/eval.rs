@@ -16,6 +16,8 @@ use super::{
     Exit, Failure, Terminal,
     args::{Pair as NamePair, policy_of},
     compile::Watcher,
+    outputs::{self, Inputs},
+    terminal::shown,
 };
 use crate::{
     data::{DemoMap, Demos},
@@ -30,7 +32,7 @@ use crate::{
     files::write_atomic,
     frontend::ImportOptions,
     pipeline::{self, BuildOptions, ChunkChoice, HeadKind},
-    policy::Policy,
+    policy::{self, Policy},
 };
 
 /// Flags of the subcommand.
@@ -125,6 +127,19 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let control = if models.is_empty() { None } else { artifacts.iter().find_map(|path| control_of(path)) };
     let policy = load(&args.policy, args, control.as_ref(), terminal)?;
     let against = args.against.as_ref().map(|path| load(path, args, control.as_ref(), terminal)).transpose()?;
+    if let Some(path) = &args.output {
+        check_folder(path)?;
+        let sources = || [Some(&policy), against.as_ref()].into_iter().flatten();
+        let stages: Vec<&PathBuf> = sources().flat_map(|source| &source.said.then).collect();
+        let beside = models.iter().filter_map(|model| policy::find(args.policy_file.as_deref(), model));
+        let inputs = Inputs::default()
+            .and_models("the model", models.iter().copied())
+            .and("the artifact", artifacts.iter().copied())
+            .and_models("a stage of the policy", stages)
+            .and("what was said of the policy", &beside.collect::<Vec<_>>())
+            .and("the demonstrations", &args.demos);
+        outputs::check(&[("-o", path)], &inputs)?;
+    }
     let open = args.demos.as_ref().map(|path| run_open(args, path, &policy, against.as_ref(), terminal)).transpose()?;
     let closed = args.env.as_ref().map(|env| run_closed(args, env, &policy, against.as_ref(), terminal)).transpose()?;
     terminal.result(
@@ -140,7 +155,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         },
         || {
             serde_json::json!({
-                "schema": 1, "policy": args.policy, "against": args.against, "device": policy.device_name,
+                "schema": 1, "policy": shown(&args.policy), "against": args.against.as_deref().map(shown), "device": policy.device_name,
                 "open_loop": open,
                 "closed_loop": closed.as_ref().map(|closed| serde_json::json!({
                     "complete": closed.outcome.failure.is_none(), "report": closed.report, "gate": closed.gate,
@@ -316,9 +331,6 @@ fn run_closed(
     against: Option<&Source>,
     terminal: &Terminal,
 ) -> Result<Closed, Failure> {
-    if let Some(path) = &args.output {
-        check_folder(path)?;
-    }
     // What a policy file maps to are arrays of the data, not observations of the environment.
     let wiring = Wiring { inputs: mapping(args), action: said(args, policy, against).1 };
     let timeout = Duration::from_secs_f64(args.env_timeout);

@@ -9,6 +9,8 @@ use super::{
     Exit, Failure, Terminal,
     args::{DataArgs, ModelArgs},
     failure::{exit_of_pass, of_import},
+    outputs::{self, Inputs},
+    terminal::shown,
 };
 use crate::{
     frontend,
@@ -43,6 +45,11 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     }
     let passes = registry::parse(&args.passes)
         .map_err(|error| Failure::new(exit_of_pass(&error), "cannot run the passes", &error))?;
+    if let Some(path) = &args.output {
+        let inputs = Inputs::default().and_models("the model", [&args.model.model]);
+        let inputs = inputs.and("the demonstrations", &args.data.demos);
+        outputs::check(&[("-o", path), ("-o", &qir::weights_path(path))], &inputs)?;
+    }
     let mut graph = read(args)?;
     let demonstrations = match &args.data.demos {
         Some(path) => {
@@ -70,7 +77,10 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
             qir::write(path, &graph).map_err(|error| {
                 Failure::new(Exit::InvalidInput, format!("cannot write `{}`", path.display()), &error)
             })?;
-            terminal.result(|| format!("-> {}\n", path.display()), || serde_json::json!({ "schema": 1, "file": path }));
+            terminal.result(
+                || format!("-> {}\n", path.display()),
+                || serde_json::json!({ "schema": 1, "file": shown(path) }),
+            );
         }
         None => {
             let printed = text::print(&graph);
