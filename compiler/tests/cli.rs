@@ -342,3 +342,41 @@ fn broken_streams_are_no_panics() {
         );
     }
 }
+
+/// A slip in a name would go unnoticed: the usual array would be read instead.
+#[test]
+fn names_that_are_not_there_are_refused() {
+    let folder = folder();
+    let says = |args: &[&str], exit: i32, message: &str| {
+        let text = qailc(folder.path(), args);
+        assert!(text.starts_with(&format!("exit {exit}\n")) && text.contains(message), "{args:?}: {text}");
+    };
+    says(&["compile", EXPERT, "-b", "f32", "-o", "a.qail"], 0, "");
+    let unknown = "the model has no input `ob` to map array `observations` to; its inputs are `obs`";
+    let map = ["--map", "ob=observations"];
+    for args in [
+        &["compile", EXPERT, "--demos", DEMOS, "-o", "b.qail"][..],
+        &["run", "a.qail", "--input", DEMOS],
+        &["bench", "a.qail", "--input", DEMOS],
+        &["opt", EXPERT, "--demos", DEMOS],
+        &["eval", "a.qail", "--against", EXPERT, "--demos", DEMOS],
+        &["eval", "a.qail", "--env", "cmd:true"],
+    ] {
+        says(&[args, &map].concat(), 2, unknown);
+    }
+    says(&["bench", "a.qail", "--map", "obs=x"], 2, "--input");
+    std::fs::write(folder.path().join("p.toml"), "[map]\nob = \"observations\"\nepisode_ends = \"ends\"").unwrap();
+    says(&["check", EXPERT, "--policy", "p.toml"], 2, unknown);
+    let named = ["--map", "obs=observations", "--map", "episode_ends=episode_ends"];
+    says(&[&["run", "a.qail", "--input", DEMOS, "--rows", "1"], &named[..]].concat(), 0, "");
+    for policy in ["a.qail", EXPERT] {
+        let args = ["eval", policy, "--against", "a.qail", "--demos", DEMOS, "--action", "nope"];
+        let text = qailc(folder.path(), &args);
+        assert!(text.contains("no output `nope`") && text.ends_with("with --action"), "{text}");
+        assert!(text.starts_with("exit 2") && !text.contains("--action-output"), "{text}");
+    }
+    for args in [&["compile", EXPERT][..], &["run", "a.qail", "--input", DEMOS], &["eval", "a.qail", "--demos", DEMOS]]
+    {
+        says(&[args, &["--seed", "-1"]].concat(), 2, "a seed is a whole number from 0 to 18446744073709551615");
+    }
+}

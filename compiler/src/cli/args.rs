@@ -124,8 +124,14 @@ pub(super) struct QuantArgs {
     #[arg(long, default_value = "mse", value_parser = parse_observer)]
     pub(super) observer: Observer,
     /// Seed of everything random.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = parse_seed)]
     pub(super) seed: u64,
+}
+
+/// Negative numbers are taken for flags unless they may be values, so they are
+/// let through to here.
+pub(super) fn parse_seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
 fn parse_observer(text: &str) -> Result<Observer, &'static str> {

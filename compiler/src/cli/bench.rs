@@ -55,7 +55,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Which array of the data is which input of the model.
-    #[arg(long = "map", value_name = "INPUT=KEY")]
+    #[arg(long = "map", value_name = "INPUT=KEY", requires = "input")]
     map: Vec<Pair<String>>,
     /// Fail with code 6 if the 99th percentile is above this; of a policy of chunks, that of the steps that compute one.
     #[arg(long, value_name = "MICROSECONDS", value_parser = parse_us)]
@@ -170,10 +170,9 @@ impl States {
     fn new(args: &Args, session: &Session) -> Result<Self, Failure> {
         let rooms = session.inputs().iter().map(room).collect::<Result<Vec<_>, _>>()?;
         let states = match &args.input {
-            Some(path) => read(args, path, session, &rooms).map_err(|error| {
-                let context = format!("cannot read observations from `{}`", path.display());
-                Failure::new(Exit::InvalidInput, context, &error)
-            })?,
+            Some(path) => {
+                read(args, path, session, &rooms).map_err(|error| super::failure::of_observations(path, &error))?
+            }
             None => {
                 let mut random = stats::Random::new(0);
                 (0..N_STATES).map(|_| rooms.iter().map(|room| seeded(room, &mut random)).collect()).collect()

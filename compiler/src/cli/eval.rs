@@ -14,7 +14,7 @@ use qail_runtime::{ArtifactBytes, DeviceSpec, Session};
 
 use super::{
     Exit, Failure, Terminal,
-    args::{Pair as NamePair, policy_of},
+    args::{Pair as NamePair, parse_seed, policy_of},
     compile::Watcher,
     outputs::{self, Inputs},
     terminal::shown,
@@ -31,7 +31,7 @@ use crate::{
     },
     files::write_atomic,
     frontend::ImportOptions,
-    pipeline::{self, BuildOptions, ChunkChoice, HeadKind},
+    pipeline::{self, BuildOptions, ChunkChoice, HeadKind, PipelineError},
     policy::{self, Policy},
 };
 
@@ -59,7 +59,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     episodes: u64,
     /// Seed of the first episode; the others follow. Also seeds the intervals.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = parse_seed)]
     seed: u64,
     /// Environments at the same time. Default: one a core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=256))]
@@ -140,6 +140,10 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
             .and("the demonstrations", &args.demos);
         outputs::check(&[("-o", path)], &inputs)?;
     }
+    let inputs = [Some(&policy), against.as_ref()].into_iter().flatten().flat_map(|source| &source.inputs);
+    DemoMap { inputs: mapping(args) }
+        .check(inputs.map(String::as_str))
+        .map_err(|error| Failure::new(Exit::Usage, "--map cannot be followed", &error))?;
     let open = args.demos.as_ref().map(|path| run_open(args, path, &policy, against.as_ref(), terminal)).transpose()?;
     let closed = args.env.as_ref().map(|env| run_closed(args, env, &policy, against.as_ref(), terminal)).transpose()?;
     terminal.result(
@@ -190,6 +194,8 @@ struct Source {
     bytes: ArtifactBytes,
     device: DeviceSpec,
     device_name: String,
+    /// Names of its inputs.
+    inputs: Vec<String>,
     /// What `policy.toml` says, of an ONNX file.
     said: Policy,
 }
@@ -250,13 +256,26 @@ fn load(path: &Path, args: &Args, control: Option<&Control>, terminal: &Terminal
         let mut watcher = Watcher::new(terminal, None, None);
         let built = pipeline::compile(path, &options, &mut watcher);
         watcher.finish()?;
-        built.map_err(|error| super::failure::of_pipeline(&context, &error))?.bytes
+        let failed = |error| match error {
+            PipelineError::Head { .. } if args.action.is_some() => {
+                super::failure::of_pipeline(&context, &error).help("name another output with --action")
+            }
+            _ => super::failure::of_pipeline(&context, &error),
+        };
+        built.map_err(failed)?.bytes
     } else {
         ArtifactBytes::open(path).map_err(|error| super::failure::of_runtime(&context, &error))?
     };
-    let mut source = Source { bytes, device, device_name: String::new(), said };
+    let mut source = Source { bytes, device, device_name: String::new(), inputs: Vec::new(), said };
     let session = source.session().map_err(|error| super::failure::of_runtime(&context, &error))?;
     source.device_name = session.device_name().to_owned();
+    source.inputs = session.inputs().iter().map(|port| port.name.clone()).collect();
+    let named = |name: &&String| session.outputs().iter().all(|port| port.name != **name);
+    if let Some(name) = args.action.as_ref().filter(named) {
+        let known: Vec<String> = session.outputs().iter().map(|port| format!("`{}`", port.name)).collect();
+        let message = format!("`{}` has no output `{name}`, only {}", path.display(), known.join(", "));
+        return Err(Failure::plain(Exit::Usage, message).help("name one of them with --action"));
+    }
     Ok(source)
 }
 

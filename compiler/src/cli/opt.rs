@@ -8,13 +8,13 @@ use qail_passes::{PassContext, PassManager, registry};
 use super::{
     Exit, Failure, Terminal,
     args::{DataArgs, ModelArgs},
-    failure::{exit_of_pass, of_import},
+    failure::{exit_of_pass, of_import, of_observations, of_pipeline},
     outputs::{self, Inputs},
     terminal::shown,
 };
 use crate::{
     frontend,
-    pipeline::{self, Demonstrations},
+    pipeline::{self, Demonstrations, PipelineError},
     qir,
 };
 
@@ -57,8 +57,10 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
                 let demos = pipeline::open_demos(path, &graph, &args.data.mapping())?;
                 Demonstrations::read(&demos, &graph, args.data.n_calibration(), 0)
             };
-            let context = format!("cannot read observations from `{}`", path.display());
-            Some(read().map_err(|error| Failure::new(Exit::InvalidInput, context, &error))?)
+            Some(read().map_err(|error| match &error {
+                PipelineError::Data(error) => of_observations(path, error),
+                _ => of_pipeline(&format!("cannot read observations from `{}`", path.display()), &error),
+            })?)
         }
         None => None,
     };

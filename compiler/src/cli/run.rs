@@ -11,7 +11,7 @@ use qail_runtime::{
 
 use super::{
     Exit, Failure, Terminal,
-    args::Pair,
+    args::{Pair, parse_seed},
     outputs::{self, Inputs},
     terminal::shown,
 };
@@ -44,7 +44,8 @@ pub(super) struct Args {
     #[arg(long)]
     given_noise: bool,
     /// Seed of the noise of samplers. Default: that of the compilation.
-    #[arg(long, value_name = "SEED", conflicts_with = "given_noise")]
+    #[arg(long, value_name = "SEED", conflicts_with = "given_noise", allow_negative_numbers = true)]
+    #[arg(value_parser = parse_seed)]
     seed: Option<u64>,
     /// Give one action a step, as a control loop gets it, instead of the outputs: of chunks the rows that are executed.
     #[arg(long)]
@@ -76,9 +77,8 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         session.reseed(seed);
     }
     let map = DemoMap { inputs: args.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect() };
-    let recorded = Recorded::open(&args.input, session.inputs(), &map).map_err(|error| {
-        Failure::new(Exit::InvalidInput, format!("cannot read observations from `{}`", args.input.display()), &error)
-    })?;
+    let recorded = Recorded::open(&args.input, session.inputs(), &map)
+        .map_err(|error| super::failure::of_observations(&args.input, &error))?;
     let n_steps = args.rows.map_or(recorded.n_steps, |rows| rows.min(recorded.n_steps));
     let device = session.device_name().to_owned();
     let results = if args.actions {

@@ -326,7 +326,11 @@ fn build(quantized: Quantized, target: Option<&Path>, observer: &mut dyn Observe
 
 fn plan_of(graph: &Graph, sampler: Option<&Sampler>, seed: u64) -> Result<qail_codegen::Plan, PipelineError> {
     let noise = sampler.into_iter().flat_map(deployed::noise).collect();
-    Ok(qail_codegen::build(graph, &qail_codegen::BuildOptions { noise, seed, ..Default::default() })?)
+    let plan = qail_codegen::build(graph, &qail_codegen::BuildOptions { noise, seed, ..Default::default() })?;
+    if let Some(sampler) = sampler {
+        deployed::check_turns(&plan.manifest, sampler)?;
+    }
+    Ok(plan)
 }
 
 /// Runs the artifact and the teacher, both in the loop of the sampler and from

@@ -11,7 +11,10 @@ use super::{
     BuildOptions, Demonstrations, Inputs, N_HELD_OUT, Observer, PipelineError, bounds, control, demonstrations, given,
     head, stages, state, training,
 };
-use crate::{data::Demos, files::sha256_of};
+use crate::{
+    data::{DemoMap, Demos},
+    files::sha256_of,
+};
 
 /// A model and its data, read and not yet changed.
 pub(super) struct Opened {
@@ -141,6 +144,11 @@ pub(super) fn read(model: &Path, options: &BuildOptions, observer: &mut dyn Obse
             let what = "bounds of [actions] cannot go with [sampler]: its `clip` bounds the action";
             return Err(PipelineError::Sampler { what: what.to_owned() });
         }
+    }
+    // Without data nothing is mapped, and a slip is one all the same.
+    let said = DemoMap { inputs: options.policy.map.clone() };
+    for map in [&options.map, &said] {
+        map.check(opened.inputs().recorded().map(|(name, _)| name))?;
     }
     Ok(opened)
 }
