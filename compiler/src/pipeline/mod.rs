@@ -45,6 +45,7 @@ pub use demonstrations::{Demonstrations, Sample, TrainingRows, open as open_demo
 pub use error::PipelineError;
 pub use head::{HeadChoice, HeadKind};
 pub use made::Inputs;
+pub use opened::open_recording;
 pub use sampler::SamplerChoice;
 pub use state::StateChoice;
 // What an observer hears of.

@@ -8,8 +8,8 @@ use qail_passes::{Note, Sampler, Samples};
 use qail_train::{Head, denoise::Denoise, options::Method};
 
 use super::{
-    BuildOptions, Demonstrations, Inputs, N_HELD_OUT, Observer, PipelineError, bounds, control, demonstrations, given,
-    head, stages, state, training,
+    BuildOptions, Demonstrations, Inputs, N_HELD_OUT, Observer, PipelineError, Silent, bounds, control, demonstrations,
+    given, head, stages, state, training,
 };
 use crate::{
     data::{DemoMap, Demos},
@@ -86,6 +86,18 @@ impl Opened {
         Ok((says_something.then(|| Control { action: action.to_owned(), chunk }), note))
     }
 
+    /// Opens the recording.
+    fn record(&mut self, path: &Path, options: &BuildOptions) -> Result<(), PipelineError> {
+        let inputs = Inputs { denoise: self.denoise.as_ref(), ..Inputs::from(&self.teacher) };
+        let demos = demonstrations::open(path, inputs, &options.map)?;
+        if self.denoise.is_some() && demos.actions().is_none() {
+            let what = "a sampler needs recorded actions: the noise that it takes away is added to them";
+            return Err(PipelineError::Sampler { what: what.to_owned() });
+        }
+        self.demos = Some(demos);
+        Ok(())
+    }
+
     /// Actions in a chunk, if one action a step was recorded for it.
     pub(super) fn window(&self) -> Option<usize> {
         let Control { action, chunk } = self.control.as_ref()?;
@@ -153,6 +165,19 @@ pub(super) fn read(model: &Path, options: &BuildOptions, observer: &mut dyn Obse
     Ok(opened)
 }
 
+/// Opens the recording of a build as the build would, and says whether the model
+/// can learn from it.
+///
+/// # Errors
+/// Whatever [`super::compile`] would say about the model, and about types and
+/// shapes of the data.
+pub fn open_recording(model: &Path, recording: &Path, options: &BuildOptions) -> Result<Demos, PipelineError> {
+    let mut opened = read(model, options, &mut Silent)?;
+    opened.record(recording, options)?;
+    opened.control(options)?;
+    opened.demos.ok_or_else(|| PipelineError::internal("a recording that was opened is there"))
+}
+
 /// Reads the model and its data.
 pub(super) fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Observer) -> Result<Opened, PipelineError> {
     let mut opened = read(model, options, observer)?;
@@ -160,8 +185,7 @@ pub(super) fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Obse
         return Err(PipelineError::NeedsData { precision: options.passes.precision });
     }
     if let Some(path) = &options.demos {
-        let inputs = Inputs { denoise: opened.denoise.as_ref(), ..Inputs::from(&opened.teacher) };
-        opened.demos = Some(demonstrations::open(path, inputs, &options.map)?);
+        opened.record(path, options)?;
         let failed = |source| PipelineError::Read { path: path.clone(), source };
         opened.data_sha256 = sha256_of(path).map_err(failed)?;
     }
@@ -173,11 +197,6 @@ pub(super) fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Obse
     opened.control = control;
     opened.notes.extend(note);
     if let Some(demos) = &opened.demos {
-        let has_actions = demos.actions().is_some();
-        if opened.denoise.is_some() && !has_actions {
-            let what = "a sampler needs recorded actions: the noise that it takes away is added to them";
-            return Err(PipelineError::Sampler { what: what.to_owned() });
-        }
         opened.demonstrations = Some(Demonstrations::read(demos, opened.inputs(), options.n_calibration, N_HELD_OUT)?);
     }
     Ok(opened)
