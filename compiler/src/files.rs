@@ -5,9 +5,11 @@
 //! open a pipe can wait forever, and what is renamed over a device takes its place.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use sha2::{Digest, Sha256};
@@ -29,7 +31,36 @@ pub struct WriteError {
 /// A file without a name of its own yet. It disappears unless it is
 /// [put into its place](Aside::persist).
 #[derive(Debug)]
-pub struct Aside(tempfile::NamedTempFile);
+pub struct Aside(tempfile::NamedTempFile, Listed);
+
+/// Every file that is aside, for [`abandon`].
+static ASIDE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn aside() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    // A list is whole also if a thread panicked that held it.
+    ASIDE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An entry of the list, as long as the file is aside.
+#[derive(Debug)]
+struct Listed(PathBuf);
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        aside().remove(&self.0);
+    }
+}
+
+/// Removes every file that is aside, then ends the process as `end` does. No new
+/// file appears meanwhile.
+pub fn abandon(end: impl FnOnce()) {
+    let mut aside = aside();
+    for path in std::mem::take(&mut *aside) {
+        // What cannot be removed stays; there is nobody left to tell.
+        let _ = std::fs::remove_file(path);
+    }
+    end();
+}
 
 impl Aside {
     /// An empty file in the folder of `target`, which can be renamed to it; in
@@ -38,10 +69,22 @@ impl Aside {
     /// # Errors
     /// A folder that cannot be written.
     pub fn new(target: Option<&Path>) -> Result<Self, WriteError> {
-        let beside = |target: &Path| Ok(folder_of(&place_of(target)?).to_owned());
-        let make = || target.map_or_else(|| Ok(std::env::temp_dir()), beside).and_then(tempfile::NamedTempFile::new_in);
+        let make = || {
+            let folder = match target {
+                Some(target) => folder_of(&place_of(target)?).to_owned(),
+                None => std::env::temp_dir(),
+            };
+            let mut aside = aside();
+            let file = tempfile::NamedTempFile::new_in(folder)?;
+            aside.insert(file.path().to_owned());
+            Ok::<_, io::Error>(file)
+        };
+        let listed = |file: tempfile::NamedTempFile| {
+            let listed = Listed(file.path().to_owned());
+            Self(file, listed)
+        };
         let named = || target.map_or_else(std::env::temp_dir, Path::to_owned);
-        make().map(Self).map_err(|source| WriteError { path: named(), source })
+        make().map(listed).map_err(|source| WriteError { path: named(), source })
     }
 
     /// The open file.
@@ -51,7 +94,7 @@ impl Aside {
 
     /// Where it is for now.
     pub fn path(&self) -> &Path {
-        self.0.path()
+        &self.1.0
     }
 
     /// Puts the file where it belongs, in place of the file that stood there or
@@ -63,11 +106,11 @@ impl Aside {
     pub fn persist(self, path: &Path) -> Result<(), WriteError> {
         let failed = |source| WriteError { path: path.to_owned(), source };
         let place = place_of(path).map_err(failed)?;
-        let here = if self.0.path().parent() == Some(folder_of(&place)) {
+        let here = if self.path().parent() == Some(folder_of(&place)) {
             self
         } else {
             let beside = Self::new(Some(path))?;
-            std::fs::copy(self.0.path(), beside.0.path()).map_err(failed)?;
+            std::fs::copy(self.path(), beside.path()).map_err(failed)?;
             beside
         };
         let finish = || -> io::Result<()> {
@@ -95,14 +138,13 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
 /// Tries whether [`write_atomic`] could write a file there, and leaves nothing.
 pub fn check_writable(path: &Path) -> Result<(), WriteError> {
     let check = || {
-        let place = place_of(path)?;
-        let folder = folder_of(&place);
-        if !std::fs::metadata(folder)?.is_dir() {
-            return Err(ErrorKind::NotADirectory.into());
+        if !std::fs::metadata(folder_of(&place_of(path)?))?.is_dir() {
+            return Err(io::Error::from(ErrorKind::NotADirectory));
         }
-        tempfile::NamedTempFile::new_in(folder).map(|_| ())
+        Ok(())
     };
-    check().map_err(|source| WriteError { path: path.to_owned(), source })
+    check().map_err(|source| WriteError { path: path.to_owned(), source })?;
+    Aside::new(Some(path)).map(|_| ())
 }
 
 /// Where a file of this name is written: links are followed, so that they stay

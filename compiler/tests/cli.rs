@@ -380,3 +380,27 @@ fn names_that_are_not_there_are_refused() {
         says(&[args, &["--seed", "-1"]].concat(), 2, "a seed is a whole number from 0 to 18446744073709551615");
     }
 }
+
+/// Interrupted while the artifact grows beside its place.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interrupted_command_leaves_nothing() {
+    use std::{os::unix::process::ExitStatusExt, process::Stdio};
+    let folder = folder();
+    std::fs::write(folder.path().join("a.qail"), "before").unwrap();
+    let args = ["compile", EXPERT, "--demos", DEMOS, "--method", "ptq", "--calibration-samples", "64", "-o", "a.qail"];
+    let aside = || {
+        let files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap());
+        files.filter(|file| file.file_name().to_string_lossy().starts_with(".tmp")).collect::<Vec<_>>()
+    };
+    let mut child = support::command(folder.path(), &args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // Whether the place can be written was tried with a file that is empty.
+    while !aside().iter().any(|file| file.metadata().is_ok_and(|found| found.len() > 0)) {
+        assert!(child.try_wait().unwrap().is_none(), "it was over before it was seen");
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(15));
+    assert!(aside().is_empty(), "{:?}", aside());
+    assert_eq!(std::fs::read(folder.path().join("a.qail")).unwrap(), b"before");
+}

@@ -16,6 +16,8 @@ mod inspect;
 mod opt;
 mod outputs;
 mod run;
+#[cfg(unix)]
+mod signals;
 mod terminal;
 mod train;
 
@@ -78,6 +80,8 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    #[cfg(unix)]
+    signals::watch();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
