@@ -1,12 +1,21 @@
 //! Files: results are written aside first, then renamed, so that nobody ever
 //! sees or is left with half a file; inputs are told apart by their SHA-256.
+//!
+//! Only regular files are read and replaced. A pipe or a device has no end, to
+//! open a pipe can wait forever, and what is renamed over a device takes its place.
 
 use std::{
-    io::{Read, Seek, SeekFrom, Write},
+    collections::BTreeSet,
+    fs::File,
+    io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use sha2::{Digest, Sha256};
+
+/// Links in a row that are followed, as many as Linux does.
+const MAX_LINKS: usize = 40;
 
 /// A file that could not be written; whatever stood there before still stands.
 #[derive(Debug, thiserror::Error)]
@@ -16,13 +25,42 @@ pub struct WriteError {
     pub path: PathBuf,
     /// What the system said.
     #[source]
-    pub source: std::io::Error,
+    pub source: io::Error,
 }
 
 /// A file without a name of its own yet. It disappears unless it is
 /// [put into its place](Aside::persist).
 #[derive(Debug)]
-pub struct Aside(tempfile::NamedTempFile);
+pub struct Aside(tempfile::NamedTempFile, Listed);
+
+/// Every file that is aside, for [`abandon`].
+static ASIDE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn aside() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    // A list is whole also if a thread panicked that held it.
+    ASIDE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An entry of the list, as long as the file is aside.
+#[derive(Debug)]
+struct Listed(PathBuf);
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        aside().remove(&self.0);
+    }
+}
+
+/// Removes every file that is aside, then ends the process as `end` does. No new
+/// file appears meanwhile.
+pub fn abandon(end: impl FnOnce()) {
+    let mut aside = aside();
+    for path in std::mem::take(&mut *aside) {
+        // What cannot be removed stays; there is nobody left to tell.
+        let _ = std::fs::remove_file(path);
+    }
+    end();
+}
 
 impl Aside {
     /// An empty file in the folder of `target`, which can be renamed to it; in
@@ -31,36 +69,51 @@ impl Aside {
     /// # Errors
     /// A folder that cannot be written.
     pub fn new(target: Option<&Path>) -> Result<Self, WriteError> {
-        let folder = target.map_or_else(std::env::temp_dir, |target| folder_of(target).to_owned());
-        let file = tempfile::NamedTempFile::new_in(&folder);
-        file.map(Self).map_err(|source| WriteError { path: target.map_or(folder, Path::to_owned), source })
+        let make = || {
+            let folder = match target {
+                Some(target) => folder_of(&place_of(target)?).to_owned(),
+                None => std::env::temp_dir(),
+            };
+            let mut aside = aside();
+            let file = tempfile::NamedTempFile::new_in(folder)?;
+            aside.insert(file.path().to_owned());
+            Ok::<_, io::Error>(file)
+        };
+        let listed = |file: tempfile::NamedTempFile| {
+            let listed = Listed(file.path().to_owned());
+            Self(file, listed)
+        };
+        let named = || target.map_or_else(std::env::temp_dir, Path::to_owned);
+        make().map(listed).map_err(|source| WriteError { path: named(), source })
     }
 
     /// The open file.
-    pub fn file(&self) -> &std::fs::File {
+    pub fn file(&self) -> &File {
         self.0.as_file()
     }
 
     /// Where it is for now.
     pub fn path(&self) -> &Path {
-        self.0.path()
+        &self.1.0
     }
 
-    /// Puts the file where it belongs, in place of what stood there. A file from
-    /// another file system is copied beside it first.
+    /// Puts the file where it belongs, in place of the file that stood there or
+    /// that a link there leads to. A file from another file system is copied beside
+    /// it first.
     ///
     /// # Errors
     /// A place that cannot be written; the file is lost then.
     pub fn persist(self, path: &Path) -> Result<(), WriteError> {
         let failed = |source| WriteError { path: path.to_owned(), source };
-        let here = if self.0.path().parent() == Some(folder_of(path)) {
+        let place = place_of(path).map_err(failed)?;
+        let here = if self.path().parent() == Some(folder_of(&place)) {
             self
         } else {
             let beside = Self::new(Some(path))?;
-            std::fs::copy(self.0.path(), beside.0.path()).map_err(failed)?;
+            std::fs::copy(self.path(), beside.path()).map_err(failed)?;
             beside
         };
-        let finish = || -> std::io::Result<()> {
+        let finish = || -> io::Result<()> {
             here.file().sync_all()?;
             // A temporary file is private; what the user asked for is an ordinary one.
             #[cfg(unix)]
@@ -68,7 +121,7 @@ impl Aside {
                 use std::os::unix::fs::PermissionsExt;
                 here.file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
             }
-            here.0.persist(path).map_err(|error| error.error)?;
+            here.0.persist(&place).map_err(|error| error.error)?;
             Ok(())
         };
         finish().map_err(failed)
@@ -84,11 +137,91 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
 
 /// Tries whether [`write_atomic`] could write a file there, and leaves nothing.
 pub fn check_writable(path: &Path) -> Result<(), WriteError> {
-    let failed = |source| WriteError { path: path.to_owned(), source };
-    if path.is_dir() {
-        return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+    let check = || {
+        if !std::fs::metadata(folder_of(&place_of(path)?))?.is_dir() {
+            return Err(io::Error::from(ErrorKind::NotADirectory));
+        }
+        Ok(())
+    };
+    check().map_err(|source| WriteError { path: path.to_owned(), source })?;
+    Aside::new(Some(path)).map(|_| ())
+}
+
+/// Where a file of this name is written: links are followed, so that they stay
+/// and what they lead to is replaced.
+///
+/// # Errors
+/// Anything but a regular file that stands there already.
+fn place_of(path: &Path) -> io::Result<PathBuf> {
+    let mut place = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match std::fs::symlink_metadata(&place) {
+            Ok(found) if found.is_symlink() => place = folder_of(&place).join(std::fs::read_link(&place)?),
+            Ok(found) if found.is_file() => return Ok(place),
+            Ok(found) if found.is_dir() => return Err(ErrorKind::IsADirectory.into()),
+            Ok(_) => {
+                let why = "what stands there is not a regular file; choose another name";
+                return Err(io::Error::new(ErrorKind::InvalidInput, why));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(place),
+            Err(error) => return Err(error),
+        }
     }
-    tempfile::NamedTempFile::new_in(folder_of(path)).map(|_| ()).map_err(failed)
+    Err(io::Error::new(ErrorKind::InvalidInput, "too many symbolic links in a row"))
+}
+
+/// Opens a regular file, to read it.
+///
+/// # Errors
+/// Files that are not there, and folders, pipes and devices.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    // Asked before the file is opened: opening a pipe can block.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file"));
+    }
+    File::open(path)
+}
+
+/// All of a regular file, or nothing if it has more than `limit` bytes.
+///
+/// # Errors
+/// As [`open_regular`].
+pub fn read_limited(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    // What the system says about the size need not be true, of `/proc` for example.
+    open_regular(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= limit))
+}
+
+/// As [`read_limited`], of a text.
+///
+/// # Errors
+/// As [`open_regular`], and bytes that are not UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> io::Result<Option<String>> {
+    let text = read_limited(path, limit)?.map(String::from_utf8).transpose();
+    text.map_err(|_| io::Error::new(ErrorKind::InvalidData, "the text is not valid UTF-8"))
+}
+
+/// True if two names lead to one file, over links of any kind.
+pub fn is_same_file(one: &Path, other: &Path) -> bool {
+    #[cfg(unix)]
+    let identity = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(path).map(|found| (found.dev(), found.ino()))
+    };
+    // The standard library tells no identity elsewhere.
+    #[cfg(not(unix))]
+    let identity = |path: &Path| std::fs::canonicalize(path);
+    matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// True if two names lead to one file once it is written.
+pub fn is_same_place(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| {
+        let place = place_of(path)?;
+        Ok::<_, io::Error>((std::fs::canonicalize(folder_of(&place))?, place.file_name().map(ToOwned::to_owned)))
+    };
+    is_same_file(one, other) || matches!((place(one), place(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -104,21 +237,21 @@ fn folder_of(path: &Path) -> &Path {
 /// For a file it is what `sha256sum` prints, so that a user can find the file
 /// again. It has its own pass over the file: those who read arrays take them in
 /// their own order, and only as far as they need them.
-pub fn sha256_of(path: &Path) -> std::io::Result<String> {
+pub fn sha256_of(path: &Path) -> io::Result<String> {
     let mut files = vec![path.to_owned()];
     if path.is_dir() {
-        files = std::fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+        files = std::fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
         files.sort();
     }
     let mut hash = Sha256::new();
     for file in files.iter().filter(|file| file.is_file()) {
-        hash_all(&mut hash, &mut std::fs::File::open(file)?)?;
+        hash_all(&mut hash, &mut File::open(file)?)?;
     }
     Ok(hex(&hash.finalize()))
 }
 
 /// Hashes all that can be read, block by block.
-fn hash_all(hash: &mut Sha256, reader: &mut impl Read) -> std::io::Result<()> {
+fn hash_all(hash: &mut Sha256, reader: &mut impl Read) -> io::Result<()> {
     let mut block = vec![0; 1 << 16];
     loop {
         let n = reader.read(&mut block)?;
@@ -130,7 +263,7 @@ fn hash_all(hash: &mut Sha256, reader: &mut impl Read) -> std::io::Result<()> {
 }
 
 /// SHA-256 of part of an open file, whose position it moves.
-pub fn sha256_of_part(mut file: &std::fs::File, range: std::ops::Range<usize>) -> std::io::Result<[u8; 32]> {
+pub fn sha256_of_part(mut file: &File, range: std::ops::Range<usize>) -> std::io::Result<[u8; 32]> {
     let mut hash = Sha256::new();
     file.seek(SeekFrom::Start(range.start as u64))?;
     hash_all(&mut hash, &mut file.take(range.len() as u64))?;
@@ -156,6 +289,34 @@ mod tests {
         let error = write_atomic(&folder.path().join("missing/a.bin"), b"three").unwrap_err();
         assert!(error.to_string().starts_with("cannot write"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_stay_and_only_regular_files_are_read_and_replaced() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        symlink("b", at("a")).unwrap();
+        symlink("c", at("b")).unwrap();
+        for bytes in [b"one", b"two"] {
+            write_atomic(&at("a"), bytes).unwrap();
+            assert_eq!(std::fs::read(at("c")).unwrap(), bytes);
+        }
+        assert!(at("a").is_symlink() && at("b").is_symlink());
+        std::fs::hard_link(at("c"), at("d")).unwrap();
+        assert!(is_same_file(&at("a"), &at("d")) && !is_same_file(&at("a"), &at("none")));
+        let dotted = folder.path().join("./none");
+        assert!(is_same_place(&at("none"), &dotted) && !is_same_place(&at("none"), &at("other")));
+        symlink("loop", at("loop")).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+        for (name, why) in [("loop", "too many"), ("pipe", "not a regular file"), (".", "directory")] {
+            let error = check_writable(&at(name)).unwrap_err().source.to_string();
+            assert!(error.contains(why), "{name}: {error}");
+            assert!(write_atomic(&at(name), b"x").is_err() && open_regular(&at(name)).is_err(), "{name}");
+        }
+        assert_eq!(read_text(&at("c"), 3).unwrap().as_deref(), Some("two"));
+        assert_eq!(read_text(&at("c"), 2).unwrap(), None);
     }
 
     #[test]

@@ -35,7 +35,10 @@ use std::{
 
 use toml::{Table, Value};
 
-use crate::pipeline::{ChunkChoice, HeadChoice, HeadKind, SamplerChoice, StateChoice};
+use crate::{
+    files::read_text,
+    pipeline::{ChunkChoice, HeadChoice, HeadKind, SamplerChoice, StateChoice},
+};
 
 /// The most that is read of a file.
 const MAX_BYTES: u64 = 1 << 20;
@@ -171,10 +174,8 @@ impl Policy {
     /// See [`PolicyError`].
     pub fn read(path: &Path) -> Result<Self, PolicyError> {
         let failed = |source| PolicyError::Read { path: path.to_owned(), source };
-        if std::fs::metadata(path).map_err(failed)?.len() > MAX_BYTES {
-            return Err(PolicyError::Large { path: path.to_owned() });
-        }
-        Self::parse(path, &std::fs::read_to_string(path).map_err(failed)?)
+        let text = read_text(path, MAX_BYTES).map_err(failed)?;
+        Self::parse(path, &text.ok_or_else(|| PolicyError::Large { path: path.to_owned() })?)
     }
 
     /// Reads a text; the path is for messages.

@@ -12,7 +12,7 @@ use std::{
 use qail_ir::{ConstData, ConstError, Constant, DType, Elem, Graph, TensorType, VerifyError, text};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 
-use crate::files::{WriteError, write_atomic};
+use crate::files::{WriteError, read_limited, read_text, write_atomic};
 
 /// Largest text that is read.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
@@ -89,13 +89,11 @@ pub fn write(path: &Path, graph: &Graph) -> Result<(), QirError> {
 /// If a file cannot be read or does not hold a graph.
 pub fn read(path: &Path) -> Result<Graph, QirError> {
     let failed = |source| QirError::Read { path: path.to_owned(), source };
-    if std::fs::metadata(path).map_err(failed)?.len() > MAX_TEXT_BYTES {
-        return Err(QirError::TooLarge { path: path.to_owned() });
-    }
-    let source = std::fs::read_to_string(path).map_err(failed)?;
+    let source = read_text(path, MAX_TEXT_BYTES).map_err(failed)?;
+    let source = source.ok_or_else(|| QirError::TooLarge { path: path.to_owned() })?;
     let path = weights_path(path);
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => Some(bytes),
+    let bytes = match read_limited(&path, u64::MAX) {
+        Ok(bytes) => bytes,
         // Then the text may not need it; if it does, parsing says so.
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(QirError::Read { path, source }),
@@ -109,7 +107,7 @@ pub fn read(path: &Path) -> Result<Graph, QirError> {
 }
 
 /// Where the long constants of a text are.
-fn weights_path(path: &Path) -> PathBuf {
+pub fn weights_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".weights");
     name.into()

@@ -126,3 +126,35 @@ fn no_command_is_forgotten() {
         assert!(known.contains(command), "`{command}` has no row that ends well");
     }
 }
+
+/// The system takes any bytes as a name, JSON does not.
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_no_text_are_shown_as_far_as_they_are() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let folder = tempfile::tempdir().unwrap();
+    let named = |bytes: &'static [u8]| OsStr::from_bytes(bytes);
+    let [model, demos] = [EXPERT, DEMOS].map(|path| path.replace("$POLICIES", "policies"));
+    std::fs::copy(qail_fixtures::root().join(model), folder.path().join(named(b"m\xff.onnx"))).unwrap();
+    std::fs::copy(qail_fixtures::root().join(demos), folder.path().join(named(b"d\xff.npz"))).unwrap();
+    let (model, demos): (&[u8], &[u8]) = (b"m\xff.onnx", b"d\xff.npz");
+    let rows: [&[&[u8]]; 10] = [
+        &[b"check", model],
+        &[b"compile", model, b"-b", b"f32"],
+        &[b"train", model, b"--demos", demos, b"--steps", b"1", b"--calibration-samples", b"8"],
+        &[b"export", model, b"-b", b"f32", b"--format", b"fake-quant", b"-o", b"e\xff.onnx"],
+        &[b"opt", model, b"-o", b"g\xff.qir"],
+        &[b"run", b"m\xff.qail", b"--input", demos, b"--rows", b"1", b"-o", b"o\xff.npz"],
+        &[b"bench", b"m\xff.qail", b"--runs", b"1"],
+        &[b"eval", b"m\xff.qail", b"--against", model, b"--demos", demos],
+        &[b"inspect", b"m\xff.qail"],
+        &[b"data", b"inspect", demos, b"--model", model],
+    ];
+    for args in rows {
+        let shown: Vec<_> = args.iter().map(|arg| String::from_utf8_lossy(arg)).collect();
+        let args = args.iter().map(|arg| OsStr::from_bytes(arg));
+        let output = support::command(folder.path(), &["--json"]).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{shown:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(serde_json::from_slice::<Value>(&output.stdout).is_ok(), "{shown:?}");
+    }
+}

@@ -1,6 +1,6 @@
 //! The bytes of an artifact, owned by the session or mapped from a file.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{fs::File, io, path::Path, sync::Arc};
 
 use crate::RuntimeError;
 
@@ -22,11 +22,15 @@ impl ArtifactBytes {
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::Io`] if the file cannot be opened or mapped.
+    /// [`RuntimeError::Io`] if it is no regular file, or cannot be opened or mapped.
     #[allow(unsafe_code, reason = "the mapping of a file")]
     pub fn open(path: impl AsRef<Path>) -> Result<Self, RuntimeError> {
         let path = path.as_ref();
         let error = |source| RuntimeError::Io { path: path.display().to_string(), source };
+        // Asked before the file is opened: opening a pipe can block.
+        if !std::fs::metadata(path).map_err(error)?.is_file() {
+            return Err(error(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+        }
         let file = File::open(path).map_err(error)?;
         // SAFETY: the mapping is only read. That nobody else shortens or writes
         // the file is the documented condition of this function; the compiler

@@ -14,7 +14,7 @@ use qail_train::{
     options::{Method, TrainOptions, parse_distance},
 };
 
-use super::{Exit, Failure};
+use super::{Exit, Failure, outputs::Inputs};
 use crate::{
     data::DemoMap,
     frontend::ImportOptions,
@@ -77,6 +77,14 @@ impl DataArgs {
 }
 
 impl ModelArgs {
+    /// Every file that says what the model is.
+    pub(super) fn files(&self, policy: &Policy) -> Inputs {
+        Inputs::default()
+            .and_models("the model", [&self.model])
+            .and_models("a stage of the policy", &policy.then)
+            .and("what was said of the policy", &policy::find(self.policy.as_deref(), &self.model))
+    }
+
     /// How to read the model.
     pub(super) fn import_options(&self) -> ImportOptions {
         ImportOptions {
@@ -116,8 +124,14 @@ pub(super) struct QuantArgs {
     #[arg(long, default_value = "mse", value_parser = parse_observer)]
     pub(super) observer: Observer,
     /// Seed of everything random.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = parse_seed)]
     pub(super) seed: u64,
+}
+
+/// Negative numbers are taken for flags unless they may be values, so they are
+/// let through to here.
+pub(super) fn parse_seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
 fn parse_observer(text: &str) -> Result<Observer, &'static str> {
@@ -308,6 +322,11 @@ pub(super) struct RecipeArgs {
 }
 
 impl RecipeArgs {
+    /// Every file that is read.
+    pub(super) fn files(&self, options: &BuildOptions) -> Inputs {
+        self.model.files(&options.policy).and("the demonstrations", &self.data.demos)
+    }
+
     /// The options of a build that trains.
     pub(super) fn build_options(&self, training: Training) -> Result<BuildOptions, Failure> {
         let mut options = build_options(&self.model, &self.data, &self.quant)?;

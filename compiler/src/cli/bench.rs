@@ -14,13 +14,15 @@ use std::{
 };
 
 use qail_runtime::{
-    Acted, ArtifactBytes, ChunkPolicy, ControlError, Controller, DeviceSpec, Session, TensorView, TensorViewMut,
+    Acted, ArtifactBytes, ChunkPolicy, ControlError, Controller, DeviceSpec, RunError, Session, TensorView,
+    TensorViewMut,
 };
 
 use super::{
     Exit, Failure, Terminal,
     args::Pair,
     run::{controller, extents, room},
+    terminal::shown,
 };
 use crate::{
     data::{DataError, DemoMap, Demos},
@@ -54,7 +56,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Which array of the data is which input of the model.
-    #[arg(long = "map", value_name = "INPUT=KEY")]
+    #[arg(long = "map", value_name = "INPUT=KEY", requires = "input")]
     map: Vec<Pair<String>>,
     /// Fail with code 6 if the 99th percentile is above this; of a policy of chunks, that of the steps that compute one.
     #[arg(long, value_name = "MICROSECONDS", value_parser = parse_us)]
@@ -140,25 +142,58 @@ impl Stepper {
         }
     }
 
-    /// Something that takes a step again and again, without allocating.
-    fn begin(&mut self) -> Result<Step<'_>, ControlError> {
-        match self {
+    /// An episode that begins.
+    fn begin(&mut self) -> Result<Episode<'_>, ControlError> {
+        let mut episode = match self {
             Self::Outputs { session, rooms } => {
-                let mut outputs: Vec<TensorViewMut<'_>> = rooms.iter_mut().map(Elements::view_mut).collect();
-                Ok(Box::new(move |inputs| {
-                    session.run(inputs, &mut outputs)?;
-                    Ok(Acted::Computed)
-                }))
+                Episode::Outputs { session, outputs: rooms.iter_mut().map(Elements::view_mut).collect() }
             }
-            Self::Actions { controller, action } => {
-                controller.reset()?;
-                Ok(Box::new(move |inputs| controller.act(inputs, action)))
-            }
-        }
+            Self::Actions { controller, action } => Episode::Actions { controller, action },
+        };
+        episode.reset()?;
+        Ok(episode)
     }
 }
 
-type Step<'a> = Box<dyn FnMut(&[TensorView<'_>]) -> Result<Acted, ControlError> + 'a>;
+/// Takes a step again and again, without allocating.
+enum Episode<'a> {
+    Outputs { session: &'a mut Session, outputs: Vec<TensorViewMut<'a>> },
+    Actions { controller: &'a mut Controller, action: &'a mut [f32] },
+}
+
+impl Episode<'_> {
+    fn reset(&mut self) -> Result<(), ControlError> {
+        match self {
+            Self::Outputs { session, .. } => session.reset()?,
+            Self::Actions { controller, .. } => controller.reset()?,
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, inputs: &[TensorView<'_>]) -> Result<Acted, ControlError> {
+        match self {
+            Self::Outputs { session, outputs } => {
+                session.run(inputs, outputs)?;
+                Ok(Acted::Computed)
+            }
+            Self::Actions { controller, action } => controller.act(inputs, action),
+        }
+    }
+
+    /// One step, and when it began and ended. Before a step for which a cache has
+    /// no room the episode begins anew, as whoever runs the policy must have it.
+    fn timed(&mut self, inputs: &[TensorView<'_>]) -> Result<(Acted, Instant, Instant), ControlError> {
+        let mut start = Instant::now();
+        let mut acted = self.act(inputs);
+        if matches!(acted, Err(ControlError::Run(RunError::StateLimit { .. }))) {
+            self.reset()?;
+            start = Instant::now();
+            acted = self.act(inputs);
+        }
+        let end = Instant::now();
+        Ok((acted?, start, end))
+    }
+}
 
 /// Inputs of the steps: states to take turns with.
 struct States {
@@ -169,10 +204,9 @@ impl States {
     fn new(args: &Args, session: &Session) -> Result<Self, Failure> {
         let rooms = session.inputs().iter().map(room).collect::<Result<Vec<_>, _>>()?;
         let states = match &args.input {
-            Some(path) => read(args, path, session, &rooms).map_err(|error| {
-                let context = format!("cannot read observations from `{}`", path.display());
-                Failure::new(Exit::InvalidInput, context, &error)
-            })?,
+            Some(path) => {
+                read(args, path, session, &rooms).map_err(|error| super::failure::of_observations(path, &error))?
+            }
             None => {
                 let mut random = stats::Random::new(0);
                 (0..N_STATES).map(|_| rooms.iter().map(|room| seeded(room, &mut random)).collect()).collect()
@@ -237,12 +271,11 @@ struct Times {
 fn measure(args: &Args, stepper: &mut Stepper, states: &States) -> Result<Times, ControlError> {
     // Warm is what computes, also if most steps do not.
     let n_warm_up = N_WARM_UP * stepper.chunk().map_or(1, |chunk| chunk.execute);
-    let mut act = stepper.begin()?;
+    let mut episode = stepper.begin()?;
     for step in 0..n_warm_up {
-        act(&states.views(step))?;
+        episode.timed(&states.views(step))?;
     }
-    drop(act);
-    let mut act = stepper.begin()?;
+    episode.reset()?;
     let limit = Duration::from_secs_f64(args.seconds);
     let n_max = args.runs.unwrap_or(u64::MAX);
     let period = args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate.hz));
@@ -261,12 +294,10 @@ fn measure(args: &Args, stepper: &mut Stepper, states: &States) -> Result<Times,
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
         let inputs = states.views(step);
-        let start = Instant::now();
-        if start.duration_since(begin) >= limit && !times.steps.is_empty() {
+        if begin.elapsed() >= limit && !times.steps.is_empty() {
             break;
         }
-        let acted = act(&inputs)?;
-        let end = Instant::now();
+        let (acted, start, end) = episode.timed(&inputs)?;
         times.steps.push(nanos(end.duration_since(start)));
         times.acted.push(acted);
         if let Some(period) = period {
@@ -402,7 +433,7 @@ impl Report {
     fn to_json(&self, args: &Args) -> serde_json::Value {
         let of = |latency: &Latency| serde_json::json!({ "steps": latency.n, "latency_us": latency.to_json() });
         serde_json::json!({
-            "schema": 1, "artifact": args.artifact, "device": self.device, "machine": self.machine,
+            "schema": 1, "artifact": shown(&args.artifact), "device": self.device, "machine": self.machine,
             "steps": self.all.n, "seconds": self.seconds, "load_ms": self.load_ms,
             "latency_us": self.all.to_json(),
             "chunk": self.chunk.as_ref().map(|chunk| serde_json::json!({

@@ -7,6 +7,7 @@ use super::{
     Exit, Failure, Terminal,
     args::{DataArgs, ModelArgs, QuantArgs, build_options},
     failure::of_import,
+    terminal::shown,
 };
 use crate::{
     frontend::{Blocker, ImportError},
@@ -46,7 +47,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
                 },
                 || {
                     serde_json::json!({
-                        "schema": 1, "model": args.model.model, "precision": precision, "ready": true,
+                        "schema": 1, "model": shown(&args.model.model), "precision": precision, "ready": true,
                         "blockers": [], "notes": checked.notes, "needs_data": checked.needs_data, "weights": n_weights,
                     })
                 },

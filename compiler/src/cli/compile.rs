@@ -20,9 +20,15 @@ use qail_train::{
     trainer::{Evaluation, StepReport},
 };
 
-use super::{Exit, Failure, Terminal, args::RecipeArgs, failure::of_pipeline};
+use super::{
+    Exit, Failure, Terminal,
+    args::RecipeArgs,
+    failure::of_pipeline,
+    outputs::{self, Inputs},
+    terminal::shown,
+};
 use crate::{
-    files::check_writable,
+    files::open_regular,
     pipeline::{self, Built, Demonstrations, Observer, Quantized},
     qir,
     report::Report,
@@ -78,20 +84,17 @@ impl Args {
     /// Flags, files, models and data that cannot be used.
     pub fn build(&self, observer: &mut dyn Observer) -> Result<Built, Failure> {
         let (path, model) = (self.out(), &self.recipe.model.model);
-        if path == *model {
-            return Err(
-                Failure::plain(Exit::Usage, "the artifact would overwrite the model").help("give another name with -o")
-            );
-        }
         // Training takes a while: what can fail behind it fails before it.
-        check_writable(&path).map_err(|error| not_written(&path, &error))?;
         let built = if is_checkpoint(model) {
+            outputs::check(&[("-o", &path)], &Inputs::default().and("the checkpoint", [model]))?;
             refuse_flags(&self.recipe)?;
             let chunk = self.recipe.chunk.over(None);
             pipeline::compile_checkpoint(&path, model, chunk.as_ref(), observer)
         } else {
             let training = self.recipe.train.training(self.cache_dir.clone());
-            pipeline::compile_beside(&path, model, &self.recipe.build_options(training)?, observer)
+            let options = self.recipe.build_options(training)?;
+            outputs::check(&[("-o", &path)], &self.recipe.files(&options))?;
+            pipeline::compile_beside(&path, model, &options, observer)
         };
         built.map_err(|error| of_pipeline(&self.context(), &error))
     }
@@ -121,7 +124,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let (path, report) = (args.out(), args.write(&mut built)?);
     terminal.result(
         || format!("{}-> {}\n", report.render(), path.display()),
-        || serde_json::json!({ "schema": 1, "artifact": path, "report": report, "notes": built.quantized.notes }),
+        || serde_json::json!({ "schema": 1, "artifact": shown(&path), "report": report, "notes": built.quantized.notes }),
     );
     Ok(())
 }
@@ -133,7 +136,7 @@ fn not_written(path: &Path, error: &(dyn std::error::Error + 'static)) -> Failur
 /// True if the file is a checkpoint and no model, going by its first bytes.
 pub(super) fn is_checkpoint(path: &Path) -> bool {
     let mut first = [0; 16];
-    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && checkpoint::looks_like(&first)
+    open_regular(path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && checkpoint::looks_like(&first)
 }
 
 /// A checkpoint holds everything: flags that would change it are refused.

@@ -2,14 +2,17 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
+use qail_passes::{PipelineOptions, Precision};
+
 use super::{
     Failure, Terminal,
-    failure::{exit_of_data, of_import},
+    args::policy_of,
+    failure::{exit_of_data, of_import, of_pipeline},
+    terminal::shown,
 };
 use crate::{
     data::{ArraySummary, DemoMap, Summary},
-    frontend::{self, ImportOptions},
-    pipeline,
+    pipeline::{self, BuildOptions, PipelineError},
 };
 
 /// Columns of an array that the table shows.
@@ -40,11 +43,17 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let context = format!("cannot read `{}`", file.display());
     let summary = Summary::read(file).map_err(|error| Failure::new(exit_of_data(&error), context.clone(), &error))?;
     if let Some(model) = model {
-        let imported = frontend::import(model, &ImportOptions::default())
-            .map_err(|error| of_import(format!("cannot import `{}`", model.display()), &error))?;
-        pipeline::open_demos(file, &imported.graph, &DemoMap::default()).map_err(|error| {
-            let context = format!("`{}` does not fit `{}`", file.display(), model.display());
-            Failure::new(exit_of_data(&error), context, &error)
+        let policy = policy_of(model, None, None)?;
+        let options = BuildOptions {
+            // What is quantized already fits as it is.
+            passes: PipelineOptions { is_default: true, ..PipelineOptions::new(Precision::F32) },
+            map: DemoMap { inputs: policy.map.clone() },
+            policy,
+            ..BuildOptions::new(Precision::F32)
+        };
+        pipeline::open_recording(model, file, &options).map_err(|error| match &error {
+            PipelineError::Import(error) => of_import(format!("cannot import `{}`", model.display()), error),
+            _ => of_pipeline(&format!("`{}` does not fit `{}`", file.display(), model.display()), &error),
         })?;
     }
     let remarks = summary.remarks();
@@ -64,8 +73,8 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         },
         || {
             serde_json::json!({
-                "schema": 1, "file": file, "arrays": summary.arrays, "episodes": summary.episodes,
-                "fits": model, "remarks": remarks,
+                "schema": 1, "file": shown(file), "arrays": summary.arrays, "episodes": summary.episodes,
+                "fits": model.as_deref().map(shown), "remarks": remarks,
             })
         },
     );

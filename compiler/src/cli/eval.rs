@@ -14,8 +14,10 @@ use qail_runtime::{ArtifactBytes, DeviceSpec, Session};
 
 use super::{
     Exit, Failure, Terminal,
-    args::{Pair as NamePair, policy_of},
+    args::{Pair as NamePair, parse_seed, policy_of},
     compile::Watcher,
+    outputs::{self, Inputs},
+    terminal::shown,
 };
 use crate::{
     data::{DemoMap, Demos},
@@ -29,8 +31,8 @@ use crate::{
     },
     files::write_atomic,
     frontend::ImportOptions,
-    pipeline::{self, BuildOptions, ChunkChoice, HeadKind},
-    policy::Policy,
+    pipeline::{self, BuildOptions, ChunkChoice, HeadKind, PipelineError},
+    policy::{self, Policy},
 };
 
 /// Flags of the subcommand.
@@ -57,7 +59,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     episodes: u64,
     /// Seed of the first episode; the others follow. Also seeds the intervals.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = parse_seed)]
     seed: u64,
     /// Environments at the same time. Default: one a core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=256))]
@@ -125,6 +127,23 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let control = if models.is_empty() { None } else { artifacts.iter().find_map(|path| control_of(path)) };
     let policy = load(&args.policy, args, control.as_ref(), terminal)?;
     let against = args.against.as_ref().map(|path| load(path, args, control.as_ref(), terminal)).transpose()?;
+    if let Some(path) = &args.output {
+        check_folder(path)?;
+        let sources = || [Some(&policy), against.as_ref()].into_iter().flatten();
+        let stages: Vec<&PathBuf> = sources().flat_map(|source| &source.said.then).collect();
+        let beside = models.iter().filter_map(|model| policy::find(args.policy_file.as_deref(), model));
+        let inputs = Inputs::default()
+            .and_models("the model", models.iter().copied())
+            .and("the artifact", artifacts.iter().copied())
+            .and_models("a stage of the policy", stages)
+            .and("what was said of the policy", &beside.collect::<Vec<_>>())
+            .and("the demonstrations", &args.demos);
+        outputs::check(&[("-o", path)], &inputs)?;
+    }
+    let inputs = [Some(&policy), against.as_ref()].into_iter().flatten().flat_map(|source| &source.inputs);
+    DemoMap { inputs: mapping(args) }
+        .check(inputs.map(String::as_str))
+        .map_err(|error| Failure::new(Exit::Usage, "--map cannot be followed", &error))?;
     let open = args.demos.as_ref().map(|path| run_open(args, path, &policy, against.as_ref(), terminal)).transpose()?;
     let closed = args.env.as_ref().map(|env| run_closed(args, env, &policy, against.as_ref(), terminal)).transpose()?;
     terminal.result(
@@ -140,7 +159,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         },
         || {
             serde_json::json!({
-                "schema": 1, "policy": args.policy, "against": args.against, "device": policy.device_name,
+                "schema": 1, "policy": shown(&args.policy), "against": args.against.as_deref().map(shown), "device": policy.device_name,
                 "open_loop": open,
                 "closed_loop": closed.as_ref().map(|closed| serde_json::json!({
                     "complete": closed.outcome.failure.is_none(), "report": closed.report, "gate": closed.gate,
@@ -175,6 +194,8 @@ struct Source {
     bytes: ArtifactBytes,
     device: DeviceSpec,
     device_name: String,
+    /// Names of its inputs.
+    inputs: Vec<String>,
     /// What `policy.toml` says, of an ONNX file.
     said: Policy,
 }
@@ -235,13 +256,26 @@ fn load(path: &Path, args: &Args, control: Option<&Control>, terminal: &Terminal
         let mut watcher = Watcher::new(terminal, None, None);
         let built = pipeline::compile(path, &options, &mut watcher);
         watcher.finish()?;
-        built.map_err(|error| super::failure::of_pipeline(&context, &error))?.bytes
+        let failed = |error| match error {
+            PipelineError::Head { .. } if args.action.is_some() => {
+                super::failure::of_pipeline(&context, &error).help("name another output with --action")
+            }
+            _ => super::failure::of_pipeline(&context, &error),
+        };
+        built.map_err(failed)?.bytes
     } else {
         ArtifactBytes::open(path).map_err(|error| super::failure::of_runtime(&context, &error))?
     };
-    let mut source = Source { bytes, device, device_name: String::new(), said };
+    let mut source = Source { bytes, device, device_name: String::new(), inputs: Vec::new(), said };
     let session = source.session().map_err(|error| super::failure::of_runtime(&context, &error))?;
     source.device_name = session.device_name().to_owned();
+    source.inputs = session.inputs().iter().map(|port| port.name.clone()).collect();
+    let named = |name: &&String| session.outputs().iter().all(|port| port.name != **name);
+    if let Some(name) = args.action.as_ref().filter(named) {
+        let known: Vec<String> = session.outputs().iter().map(|port| format!("`{}`", port.name)).collect();
+        let message = format!("`{}` has no output `{name}`, only {}", path.display(), known.join(", "));
+        return Err(Failure::plain(Exit::Usage, message).help("name one of them with --action"));
+    }
     Ok(source)
 }
 
@@ -316,9 +350,6 @@ fn run_closed(
     against: Option<&Source>,
     terminal: &Terminal,
 ) -> Result<Closed, Failure> {
-    if let Some(path) = &args.output {
-        check_folder(path)?;
-    }
     // What a policy file maps to are arrays of the data, not observations of the environment.
     let wiring = Wiring { inputs: mapping(args), action: said(args, policy, against).1 };
     let timeout = Duration::from_secs_f64(args.env_timeout);

@@ -7,6 +7,8 @@ use super::{
     args::{DataArgs, ModelArgs, QuantArgs, build_options},
     compile::{Watcher, is_checkpoint, say_notes_of},
     failure::of_pipeline,
+    outputs,
+    terminal::shown,
 };
 use crate::{
     export::{self, ExportOptions},
@@ -52,11 +54,8 @@ enum Format {
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let options = build_options(&args.model, &args.data, &args.quant)?;
     let context = format!("cannot export `{}`", args.model.model.display());
-    if args.output == args.model.model {
-        return Err(
-            Failure::plain(Exit::Usage, "the export would overwrite the model").help("give another name with -o")
-        );
-    }
+    let inputs = args.model.files(&options.policy).and("the demonstrations", &args.data.demos);
+    outputs::check(&[("-o", &args.output)], &inputs)?;
     let mut watcher = Watcher::new(terminal, None, None);
     let quantized = if is_checkpoint(&args.model.model) {
         pipeline::quantize_checkpoint(&args.model.model, &mut watcher)
@@ -84,7 +83,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     export::write(&model, &args.output).map_err(|error| Failure::new(Exit::InvalidInput, context, &error))?;
     terminal.result(
         || format!("{} -> {}\n", quantized.precision, args.output.display()),
-        || serde_json::json!({ "schema": 1, "file": args.output, "precision": quantized.precision }),
+        || serde_json::json!({ "schema": 1, "file": shown(&args.output), "precision": quantized.precision }),
     );
     Ok(())
 }

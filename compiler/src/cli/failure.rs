@@ -1,6 +1,6 @@
 //! What a command says and returns when it cannot do its work.
 
-use std::{error::Error, fmt::Write as _};
+use std::{error::Error, fmt::Write as _, path::Path};
 
 use qail_passes::PassError;
 use qail_runtime::{ControlError, RunError, RuntimeError};
@@ -131,6 +131,7 @@ pub(super) fn of_pipeline(context: &str, error: &PipelineError) -> Failure {
         PipelineError::NeedsData { .. } => {
             failure.help("give recorded observations with --demos FILE.npz, or choose -b f32, w4a16 or w8a16")
         }
+        PipelineError::Head { .. } => failure.help("name the action with --action-output, or the head in policy.toml"),
         PipelineError::AlreadyQuantized { .. } => {
             failure.help("leave -b and --method out to compile it as it is, or pass the float model")
         }
@@ -157,6 +158,7 @@ fn exit_of_pipeline(error: &PipelineError) -> Exit {
         | PipelineError::Bounds { .. }
         | PipelineError::Chunk { .. }
         | PipelineError::Stages(_)
+        | PipelineError::NoStage { .. }
         | PipelineError::Sampler { .. }
         | PipelineError::State { .. } => Exit::Usage,
         PipelineError::Train(error) => exit_of_training(error),
@@ -204,9 +206,15 @@ fn exit_of_import(error: &ImportError) -> Exit {
 /// Exit code of a recording that cannot be used.
 pub(super) fn exit_of_data(error: &DataError) -> Exit {
     match error {
-        DataError::Missing { .. } => Exit::Usage,
+        DataError::Missing { .. } | DataError::NoInput { .. } => Exit::Usage,
         _ => Exit::InvalidInput,
     }
+}
+
+/// Observations for an artifact or for passes that cannot be read.
+pub(super) fn of_observations(path: &Path, error: &DataError) -> Failure {
+    let exit = if matches!(error, DataError::NoInput { .. }) { Exit::Usage } else { Exit::InvalidInput };
+    Failure::new(exit, format!("cannot read observations from `{}`", path.display()), error)
 }
 
 /// Exit code of a pass that refused.

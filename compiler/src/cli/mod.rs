@@ -14,7 +14,10 @@ mod export;
 mod failure;
 mod inspect;
 mod opt;
+mod outputs;
 mod run;
+#[cfg(unix)]
+mod signals;
 mod terminal;
 mod train;
 
@@ -77,12 +80,16 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    #[cfg(unix)]
+    signals::watch();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are answers, not errors. Nothing can be done if
-            // the terminal is gone.
-            let _ = error.print();
+            // Help and version are answers, not errors.
+            let printed = error.print();
+            if let (false, Err(error)) = (error.use_stderr(), printed) {
+                return terminal::exit(None, Some(&error).filter(|error| terminal::matters(error)));
+            }
             // The flags were not understood, so `--json` has to be looked for.
             if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
                 let document = serde_json::Value::from(Failure::of_flags(&error).to_json());
@@ -91,7 +98,13 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
         }
     };
-    let terminal = Terminal { json: cli.json, quiet: cli.quiet, verbose: cli.verbose, document: OnceLock::new() };
+    let terminal = Terminal {
+        json: cli.json,
+        quiet: cli.quiet,
+        verbose: cli.verbose,
+        document: OnceLock::new(),
+        unwritten: OnceLock::new(),
+    };
     let outcome = match cli.command {
         Command::Compile(args) => compile::main(&args, &terminal),
         Command::Train(args) => train::main(&args, &terminal),
@@ -113,11 +126,7 @@ pub fn main() -> ExitCode {
             Ok(())
         }
     };
-    terminal.finish(outcome.as_ref().err());
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => ExitCode::from(failure.exit as u8),
-    }
+    terminal.finish(outcome.as_ref().err())
 }
 
 #[cfg(test)]

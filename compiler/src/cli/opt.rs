@@ -8,11 +8,13 @@ use qail_passes::{PassContext, PassManager, registry};
 use super::{
     Exit, Failure, Terminal,
     args::{DataArgs, ModelArgs},
-    failure::{exit_of_pass, of_import},
+    failure::{exit_of_pass, of_import, of_observations, of_pipeline},
+    outputs::{self, Inputs},
+    terminal::shown,
 };
 use crate::{
     frontend,
-    pipeline::{self, Demonstrations},
+    pipeline::{self, Demonstrations, PipelineError},
     qir,
 };
 
@@ -43,6 +45,11 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     }
     let passes = registry::parse(&args.passes)
         .map_err(|error| Failure::new(exit_of_pass(&error), "cannot run the passes", &error))?;
+    if let Some(path) = &args.output {
+        let inputs = Inputs::default().and_models("the model", [&args.model.model]);
+        let inputs = inputs.and("the demonstrations", &args.data.demos);
+        outputs::check(&[("-o", path), ("-o", &qir::weights_path(path))], &inputs)?;
+    }
     let mut graph = read(args)?;
     let demonstrations = match &args.data.demos {
         Some(path) => {
@@ -50,8 +57,10 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
                 let demos = pipeline::open_demos(path, &graph, &args.data.mapping())?;
                 Demonstrations::read(&demos, &graph, args.data.n_calibration(), 0)
             };
-            let context = format!("cannot read observations from `{}`", path.display());
-            Some(read().map_err(|error| Failure::new(Exit::InvalidInput, context, &error))?)
+            Some(read().map_err(|error| match &error {
+                PipelineError::Data(error) => of_observations(path, error),
+                _ => of_pipeline(&format!("cannot read observations from `{}`", path.display()), &error),
+            })?)
         }
         None => None,
     };
@@ -70,7 +79,10 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
             qir::write(path, &graph).map_err(|error| {
                 Failure::new(Exit::InvalidInput, format!("cannot write `{}`", path.display()), &error)
             })?;
-            terminal.result(|| format!("-> {}\n", path.display()), || serde_json::json!({ "schema": 1, "file": path }));
+            terminal.result(
+                || format!("-> {}\n", path.display()),
+                || serde_json::json!({ "schema": 1, "file": shown(path) }),
+            );
         }
         None => {
             let printed = text::print(&graph);

@@ -1,12 +1,20 @@
 //! `qailc run`: an artifact on recorded observations.
 
-use std::{ops::Range, path::PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use qail_runtime::{
     ArtifactBytes, ControlError, Controller, DeviceSpec, LoadOptions, PortInfo, Session, TensorView, TensorViewMut,
 };
 
-use super::{Exit, Failure, Terminal, args::Pair};
+use super::{
+    Exit, Failure, Terminal,
+    args::{Pair, parse_seed},
+    outputs::{self, Inputs},
+    terminal::shown,
+};
 use crate::{
     data::{DemoMap, Demos, NpzWriter, StepReader},
     elements::Elements,
@@ -36,7 +44,8 @@ pub(super) struct Args {
     #[arg(long)]
     given_noise: bool,
     /// Seed of the noise of samplers. Default: that of the compilation.
-    #[arg(long, value_name = "SEED", conflicts_with = "given_noise")]
+    #[arg(long, value_name = "SEED", conflicts_with = "given_noise", allow_negative_numbers = true)]
+    #[arg(value_parser = parse_seed)]
     seed: Option<u64>,
     /// Give one action a step, as a control loop gets it, instead of the outputs: of chunks the rows that are executed.
     #[arg(long)]
@@ -48,7 +57,11 @@ pub(super) struct Args {
 
 /// Runs the subcommand.
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
-    let shown = args.artifact.display();
+    let output = args.output.as_ref().map(|path| ("-o", path.as_path()));
+    let codes = args.dump_codes.as_ref().map(|path| ("--dump-codes", path.as_path()));
+    let outputs: Vec<(&str, &Path)> = output.into_iter().chain(codes).collect();
+    let inputs = Inputs::default().and("the artifact", [&args.artifact]).and("the observations", [&args.input]);
+    outputs::check(&outputs, &inputs)?;
     let load = || {
         let bytes = ArtifactBytes::open(&args.artifact)?;
         let options = LoadOptions {
@@ -58,14 +71,14 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         };
         Session::load_with(bytes, args.device, &options)
     };
-    let mut session = load().map_err(|error| super::failure::of_runtime(&format!("cannot load `{shown}`"), &error))?;
+    let mut session = load()
+        .map_err(|error| super::failure::of_runtime(&format!("cannot load `{}`", args.artifact.display()), &error))?;
     if let Some(seed) = args.seed {
         session.reseed(seed);
     }
     let map = DemoMap { inputs: args.map.iter().map(|pair| (pair.name.clone(), pair.value.clone())).collect() };
-    let recorded = Recorded::open(&args.input, session.inputs(), &map).map_err(|error| {
-        Failure::new(Exit::InvalidInput, format!("cannot read observations from `{}`", args.input.display()), &error)
-    })?;
+    let recorded = Recorded::open(&args.input, session.inputs(), &map)
+        .map_err(|error| super::failure::of_observations(&args.input, &error))?;
     let n_steps = args.rows.map_or(recorded.n_steps, |rows| rows.min(recorded.n_steps));
     let device = session.device_name().to_owned();
     let results = if args.actions {
@@ -88,7 +101,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
             let outputs: Vec<_> =
                 results.outputs.iter().map(|o| serde_json::json!({ "name": o.name, "shape": o.shape })).collect();
             let mut document = serde_json::json!({
-                "schema": 1, "steps": n_steps, "device": device, "outputs": outputs, "file": args.output,
+                "schema": 1, "steps": n_steps, "device": device, "outputs": outputs, "file": args.output.as_deref().map(shown),
             });
             if args.output.is_none() {
                 document["values"] = results.outputs.iter().map(|o| serde_json::json!(o.values)).collect();
@@ -107,7 +120,7 @@ struct Recorded {
 }
 
 impl Recorded {
-    fn open(path: &std::path::Path, ports: &[PortInfo], map: &DemoMap) -> Result<Self, crate::data::DataError> {
+    fn open(path: &Path, ports: &[PortInfo], map: &DemoMap) -> Result<Self, crate::data::DataError> {
         let inputs: Vec<(&str, &[usize])> = ports.iter().map(|port| (port.name.as_str(), extents(port))).collect();
         let demos = Demos::open(path, &inputs, map)?;
         let streams = demos.observations().iter().map(|field| demos.stream(field)).collect::<Result<_, _>>()?;
@@ -247,7 +260,7 @@ pub(super) fn room(port: &PortInfo) -> Result<Elements, Failure> {
     })
 }
 
-fn write(path: &std::path::Path, arrays: &[Array], n_steps: usize) -> Result<(), Failure> {
+fn write(path: &Path, arrays: &[Array], n_steps: usize) -> Result<(), Failure> {
     let all = || -> Result<(), crate::data::DataError> {
         let mut writer = NpzWriter::create(path)?;
         for array in arrays {

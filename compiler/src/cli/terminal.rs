@@ -1,14 +1,16 @@
 //! Where output goes: results to stdout, progress and notes to stderr.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::{self, ErrorKind, IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
     sync::OnceLock,
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::Failure;
+use super::{Exit, Failure};
 
 /// How much to say, and in which form.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(super) struct Terminal {
     /// The result in JSON, printed at the end: a command that measured something
     /// and then fails a gate still prints one document.
     pub(super) document: OnceLock<serde_json::Value>,
+    /// Why the result did not reach stdout.
+    pub(super) unwritten: OnceLock<io::Error>,
 }
 
 impl Terminal {
@@ -39,25 +43,24 @@ impl Terminal {
     /// A remark on stderr.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("note: {text}");
+            say(&format!("note: {text}\n"));
         }
     }
 
     /// A remark for those who asked for more.
     pub(super) fn detail(&self, text: &str) {
         if self.verbose && !self.quiet {
-            eprintln!("{text}");
+            say(&format!("{text}\n"));
         }
     }
 
-    /// The result of the command. A closed pipe is not an error: the reader has
-    /// seen enough.
+    /// The result of the command.
     pub(super) fn result(&self, table: impl FnOnce() -> String, json: impl FnOnce() -> serde_json::Value) {
         if self.json {
             // The first result counts; commands have one.
             self.document.get_or_init(json);
         } else {
-            let _ = std::io::stdout().write_all(table().as_bytes());
+            self.print(&table());
         }
     }
 
@@ -65,21 +68,51 @@ impl Terminal {
     /// part of the document of the failure.
     pub(super) fn listing(&self, lines: impl Iterator<Item = String>) {
         if !self.json {
-            let _ = std::io::stdout().write_all(lines.collect::<String>().as_bytes());
+            self.print(&lines.collect::<String>());
         }
     }
 
-    /// The end of the command, and why it stopped if it did.
-    pub(super) fn finish(&self, failure: Option<&Failure>) {
+    /// The end of the command: why it stopped if it did, and its exit code.
+    pub(super) fn finish(&self, failure: Option<&Failure>) -> ExitCode {
         if self.json {
             let mut document = self.document.get().cloned().unwrap_or_else(|| serde_json::json!({}));
             if let (Some(failure), Some(fields)) = (failure, document.as_object_mut()) {
                 fields.extend(failure.to_json());
             }
-            let _ = writeln!(std::io::stdout(), "{document:#}");
+            self.print(&format!("{document:#}\n"));
         }
-        if let Some(failure) = failure {
-            eprint!("{}", failure.render());
+        exit(failure, self.unwritten.get())
+    }
+
+    fn print(&self, text: &str) {
+        let mut stdout = io::stdout().lock();
+        if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
+            && matters(&error)
+        {
+            self.unwritten.get_or_init(|| error);
         }
     }
+}
+
+/// A closed pipe is not an error: the reader has seen enough.
+pub(super) fn matters(error: &io::Error) -> bool {
+    error.kind() != ErrorKind::BrokenPipe
+}
+
+/// Says why a command stopped, or why its result is not on stdout.
+pub(super) fn exit(failure: Option<&Failure>, unwritten: Option<&io::Error>) -> ExitCode {
+    let unwritten = unwritten.map(|error| Failure::new(Exit::InvalidInput, "cannot write the result to stdout", error));
+    let failures = failure.into_iter().chain(&unwritten);
+    failures.clone().for_each(|failure| say(&failure.render()));
+    failures.map(|failure| failure.exit).next().map_or(ExitCode::SUCCESS, |exit| ExitCode::from(exit as u8))
+}
+
+/// Writes to stderr. If nobody can read it there, there is nobody to tell.
+fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// A path in a JSON document, which is Unicode: what is not becomes `\u{fffd}`.
+pub(super) fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use super::{
-    Exit, Failure, Terminal,
+    Failure, Terminal,
     args::RecipeArgs,
     compile::{Watcher, say_notes},
     failure::of_pipeline,
+    outputs,
+    terminal::shown,
 };
 use crate::{
     pipeline::{self, Save},
@@ -33,15 +35,11 @@ pub(super) struct Args {
 pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     let model = &args.recipe.model.model;
     let path = args.output.clone().unwrap_or_else(|| model.with_extension("ckpt"));
-    if path == *model {
-        return Err(
-            Failure::plain(Exit::Usage, "the checkpoint would overwrite the model").help("give another name with -o")
-        );
-    }
     let context = format!("cannot train `{}`", model.display());
     let mut training = args.recipe.train.training(None);
     training.save = Some(Save { path: path.clone(), every: args.save_every, resume: args.resume });
     let options = args.recipe.build_options(training)?;
+    outputs::check(&[("-o", &path)], &args.recipe.files(&options))?;
     let mut watcher = Watcher::new(terminal, None, args.recipe.train.time_budget());
     let trained = pipeline::train(model, &options, &mut watcher);
     watcher.finish()?;
@@ -60,7 +58,7 @@ pub(super) fn main(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         || {
             serde_json::json!({
                 "schema": 1,
-                "checkpoint": path,
+                "checkpoint": shown(&path),
                 "method": trained.method.name(),
                 "precision": trained.precision,
                 "steps": trained.steps,

@@ -19,6 +19,21 @@ pub struct DemoMap {
     pub inputs: BTreeMap<String, String>,
 }
 
+/// Names that can be mapped beside those of inputs.
+const BESIDE: [&str; 3] = ["actions", "weights", "episode_ends"];
+
+impl DemoMap {
+    /// Refuses names that are neither of the given inputs nor of what else is read:
+    /// a slip would go unnoticed.
+    pub fn check<'a>(&self, inputs: impl Iterator<Item = &'a str>) -> Result<(), DataError> {
+        let inputs: Vec<&str> = inputs.collect();
+        let unknown = |name: &&String| !inputs.contains(&name.as_str()) && !BESIDE.contains(&name.as_str());
+        let Some((input, key)) = self.inputs.iter().find(|(name, _)| unknown(name)) else { return Ok(()) };
+        let known = inputs.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        Err(DataError::NoInput { input: input.clone(), key: key.clone(), known })
+    }
+}
+
 /// One array of a set of demonstrations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
@@ -49,6 +64,7 @@ impl Demos {
     /// missing: then [`Demos::actions`] and [`Demos::weights`] are `None` and
     /// everything is one episode.
     pub fn open(path: &Path, inputs: &[(&str, &[usize])], map: &DemoMap) -> Result<Self, DataError> {
+        map.check(inputs.iter().map(|(name, _)| *name))?;
         let npz = Npz::open(path)?;
         let mut observations = Vec::new();
         for &(name, extents) in inputs {

@@ -81,6 +81,19 @@ pub enum DataError {
         /// The arrays there are.
         found: String,
     },
+    /// An array is named for something that is not read.
+    #[error(
+        "the model has no input `{input}` to map array `{key}` to; its inputs are {known}, and `actions`, `weights` and \
+         `episode_ends` can be mapped to as well"
+    )]
+    NoInput {
+        /// The name.
+        input: String,
+        /// The array.
+        key: String,
+        /// Inputs that are read from data.
+        known: String,
+    },
     /// The array has another shape than the model needs.
     #[error("`{}`: array `{key}` has shape {found:?}, needed is {expected}", path.display())]
     Shape {

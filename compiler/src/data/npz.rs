@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -15,6 +15,7 @@ use super::{
     header::{self, HeaderError},
     rows::{Checked, open_bytes},
 };
+use crate::files::open_regular;
 
 /// Most arrays in a folder.
 const MAX_FILES: usize = 4096;
@@ -142,7 +143,7 @@ impl Npz {
 fn open_array(path: &Path, key: &str, place: &Place) -> Result<(super::rows::Bytes, ArrayInfo, Crc), DataError> {
     let failed = |source| DataError::Read { path: place.file.clone(), source };
     let (path, key) = (path.to_owned(), key.to_owned());
-    let file = File::open(&place.file).map_err(failed)?;
+    let file = open_regular(&place.file).map_err(failed)?;
     let mut bytes = open_bytes(file, place.start, place.stored_bytes, place.deflated).map_err(failed)?;
     let mut crc = Crc::new();
     let (info, header_bytes) = match header::read(&mut Checked { bytes: &mut bytes, crc: &mut crc }) {
@@ -166,7 +167,7 @@ fn open_array(path: &Path, key: &str, place: &Place) -> Result<(super::rows::Byt
 
 fn places_in_archive(path: &Path) -> Result<BTreeMap<String, Place>, DataError> {
     let failed = |source| DataError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
+    let file = open_regular(path).map_err(failed)?;
     let members = archive::members(&file).map_err(|error| match error {
         ArchiveError::Io(source) => failed(source),
         ArchiveError::Broken(what) => DataError::Archive { path: path.to_owned(), what },

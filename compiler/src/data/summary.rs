@@ -92,7 +92,7 @@ impl Summary {
             let key = &array.key;
             if array.n_nan + array.n_infinite > 0 {
                 let (nan, infinite) = (array.n_nan, array.n_infinite);
-                remarks.push(format!("`{key}` has {nan} NaN and {infinite} infinite numbers; such steps do not train"));
+                remarks.push(format!("`{key}` has {nan} NaN and {infinite} infinite numbers, which no model takes: remove those steps or repair the recording"));
             }
             let constant: Vec<String> = array
                 .columns

@@ -14,7 +14,12 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{error::shown, proto::TensorProto, region::Region};
+use super::{
+    error::shown,
+    load,
+    proto::{AttributeProto, GraphProto, TensorProto},
+    region::Region,
+};
 
 /// Value of `TensorProto::data_location` for constants in other files.
 pub(super) const EXTERNAL: i32 = 1;
@@ -128,6 +133,32 @@ impl Folder {
         let file = Region::whole(open(base, location)?).map_err(ExternalReason::Io)?;
         self.files.insert(location.to_owned(), file.clone());
         Ok(file)
+    }
+}
+
+/// The files beside a model that it refers to, in no way checked. None of a file
+/// that is no model: reading it says why.
+pub fn external_files(model: &Path) -> Vec<PathBuf> {
+    let decoded = load::read(model).and_then(load::decode);
+    let mut locations = Vec::new();
+    if let Some(graph) = decoded.ok().and_then(|model| model.graph) {
+        locations_in(&graph, &mut locations);
+    }
+    locations.sort();
+    locations.dedup();
+    locations.into_iter().map(|location| model.with_file_name(location)).collect()
+}
+
+/// Nesting is bounded: it was when the file was scanned.
+fn locations_in(graph: &GraphProto, found: &mut Vec<String>) {
+    let attributes: Vec<&AttributeProto> = graph.node.iter().flat_map(|node| &node.attribute).collect();
+    let of_nodes = attributes.iter().flat_map(|attribute| attribute.t.as_deref().into_iter().chain(&attribute.tensors));
+    for tensor in graph.initializer.iter().chain(of_nodes) {
+        let location = tensor.external_data.iter().find(|entry| entry.key == "location");
+        found.extend(location.map(|entry| entry.value.clone()));
+    }
+    for graph in attributes.iter().flat_map(|attribute| attribute.g.as_deref().into_iter().chain(&attribute.graphs)) {
+        locations_in(graph, found);
     }
 }
 

@@ -4,15 +4,12 @@
 //! are borrowed from the map. Whoever shortens a file while it is being
 //! compiled takes the consequence that every user of a map takes.
 
-use std::{
-    fs::{self, File},
-    io,
-    path::Path,
-};
+use std::{fs::File, io, path::Path};
 
 use prost::{Message, bytes::Bytes};
 
 use super::{error::ImportError, proto::ModelProto, scan};
+use crate::files::open_regular;
 
 /// Largest protobuf that any implementation writes.
 const MAX_MODEL_BYTES: u64 = 1 << 31;
@@ -20,11 +17,7 @@ const MAX_MODEL_BYTES: u64 = 1 << 31;
 /// Maps a model file.
 pub(super) fn read(path: &Path) -> Result<Bytes, ImportError> {
     let io = |source| ImportError::Io { path: path.to_owned(), source };
-    // Asked before the file is opened: opening a pipe can block.
-    if !fs::metadata(path).map_err(io)?.is_file() {
-        return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
-    }
-    let file = File::open(path).map_err(io)?;
+    let file = open_regular(path).map_err(io)?;
     let found = file.metadata().map_err(io)?.len();
     if found > MAX_MODEL_BYTES {
         return Err(ImportError::TooLarge { path: path.to_owned(), found, limit: MAX_MODEL_BYTES });

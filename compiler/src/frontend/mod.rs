@@ -42,7 +42,7 @@ use self::{
 };
 pub use self::{
     error::{Blocker, ErrorKind, ImportError, Problem},
-    external::{ExternalError, ExternalReason},
+    external::{ExternalError, ExternalReason, external_files},
 };
 
 /// How to read a model.

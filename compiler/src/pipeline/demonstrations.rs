@@ -33,22 +33,12 @@ pub struct Demonstrations {
 pub fn open<'a>(path: &Path, inputs: impl Into<Inputs<'a>>, map: &DemoMap) -> Result<Demos, DataError> {
     let from = inputs.into();
     let graph = from.graph;
-    let inputs: Vec<(String, Vec<usize>)> = graph
-        .inputs()
-        .iter()
-        .filter(|&&id| from.is_recorded(&graph.node(id).name))
-        .map(|&id| {
-            let node = graph.node(id);
-            let mut extents = node.outputs.first().map(|ty| ty.shape.clone()).unwrap_or_default();
-            // Several samples at once are one recorded step as a whole.
-            if graph.batch_axis == Some(0) && extents.first() == Some(&1) {
-                extents.remove(0);
-            }
-            (node.name.clone(), extents)
-        })
-        .collect();
-    let inputs: Vec<(&str, &[usize])> = inputs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
-    Demos::open(path, &inputs, map)
+    let inputs = from.recorded().map(|(name, ty)| {
+        // Several samples at once are one recorded step as a whole.
+        let with_batch = graph.batch_axis == Some(0) && ty.shape.first() == Some(&1);
+        (name, ty.shape.get(usize::from(with_batch)..).unwrap_or_default())
+    });
+    Demos::open(path, &inputs.collect::<Vec<_>>(), map)
 }
 
 impl Demonstrations {

@@ -3,6 +3,10 @@
 
 use std::borrow::Cow;
 
+use qail_artifact::{
+    MAX_TURNS,
+    schema::{Manifest, Step, step},
+};
 use qail_ir::{Graph, interp::Tensor};
 use qail_passes::{Pass, PassContext, Sampler, TabulateTurns};
 use qail_train::denoise::standard_normal;
@@ -22,6 +26,38 @@ pub(super) fn deployed<'g>(graph: &'g Graph, sampler: Option<&Sampler>) -> Resul
     sampler.attach(&mut policy).map_err(|error| PipelineError::Sampler { what: error.to_string() })?;
     TabulateTurns.run(&mut policy, &mut PassContext::new())?;
     Ok(Cow::Owned(policy))
+}
+
+/// Refuses more turns than a reader of the artifact accepts.
+///
+/// # Errors
+/// A sampler with too many steps for so large a model.
+pub(super) fn check_turns(manifest: &Manifest, sampler: &Sampler) -> Result<(), PipelineError> {
+    let all = manifest.entries.iter().map(|entry| n_turns(&entry.steps, 1)).max().unwrap_or(0);
+    if all <= MAX_TURNS {
+        return Ok(());
+    }
+    let steps = sampler.steps as u64;
+    let each = all.div_ceil(steps.max(1));
+    let most = MAX_TURNS / each.max(1);
+    let what = format!(
+        "`steps` of the sampler is {steps}, and each has {each} steps of the plan, more than {MAX_TURNS} in all; \
+         choose {most} at most"
+    );
+    Err(PipelineError::Sampler { what })
+}
+
+/// Steps that the deepest repeats take, all turns together.
+fn n_turns(steps: &[Step], turns: u64) -> u64 {
+    let repeats = steps.iter().filter_map(|step| match &step.op {
+        Some(step::Op::Repeat(repeat)) => Some(repeat),
+        _ => None,
+    });
+    let each = repeats.map(|repeat| {
+        let turns = turns.saturating_mul(repeat.n.into()).saturating_mul(repeat.steps.len().max(1) as u64);
+        turns.max(n_turns(&repeat.steps, turns))
+    });
+    each.max().unwrap_or(0)
 }
 
 /// What the policy of a sampler is judged on: held-out observations, and noise

@@ -59,7 +59,7 @@ pub enum PipelineError {
     #[error(transparent)]
     Interp(#[from] InterpError),
     /// The head does not fit the model or the data.
-    #[error("{what}; the outputs are {outputs}; name the action with --action-output, or the head in policy.toml")]
+    #[error("{what}; the outputs are {outputs}")]
     Head {
         /// What does not fit.
         what: String,
@@ -85,6 +85,12 @@ pub enum PipelineError {
     /// Stages that do not go together.
     #[error("the stages do not go together")]
     Stages(#[source] Box<qail_passes::join::JoinError>),
+    /// Wires without a stage that they could lead to.
+    #[error("`wires` of [stages] leads to `{input}` of a later stage, and there is none; name it with `then`")]
+    NoStage {
+        /// The first input that is wired.
+        input: String,
+    },
     /// States that do not fit the model.
     #[error("{what}")]
     State {

@@ -56,7 +56,14 @@ pub(super) fn resolve(
     let fits = |name: &str, n_actions: usize| {
         lens.get(name) == Some(&n_actions) || rows.get(name).is_some_and(|&row| row == n_actions)
     };
-    let listed = || lens.iter().map(|(name, n)| format!("`{name}` ({n} numbers)")).collect::<Vec<_>>().join(", ");
+    let is_state = |name: &str| graph.state_of_output(name).is_some();
+    let listed = || {
+        lens.iter()
+            .filter(|(name, _)| !is_state(name))
+            .map(|(name, n)| format!("`{name}` ({n} numbers)"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let wrong = |what: String| PipelineError::Head { what, outputs: listed() };
     if lens.is_empty() {
         let all = graph.outputs.iter().map(|output| format!("`{}` ({})", output.name, graph.ty(output.value)));
@@ -114,6 +121,9 @@ pub(super) fn resolve(
     match (lens.get(name), n_actions) {
         (Some(&n), Some(n_actions)) if !fits(name, n_actions) => {
             Err(wrong(format!("output `{name}` has {n} numbers, but a recorded action has {n_actions}")))
+        }
+        _ if is_state(name) => {
+            Err(wrong(format!("output `{name}` is a state: it is kept for the next step and not handed back")))
         }
         (Some(0), _) => Err(wrong(format!("output `{name}` is empty"))),
         _ => Ok((head, guess)),
@@ -198,6 +208,20 @@ mod tests {
         assert!(pick(&[("y", 3)], &choice, Some(3)).contains("needs an output `mean`"));
         let outputs = BTreeMap::from([("action".to_owned(), "z".to_owned())]);
         assert!(pick(&[("y", 3)], &HeadChoice { kind: None, outputs }, None).contains("no output `z`"));
+    }
+
+    #[test]
+    fn a_state_is_no_action() {
+        let text = "graph @g(%x: f32[1, 3], %h: f32[1, 4]) -> (y = %x, h_next = %h) {batch = 0} { }";
+        let mut graph = text::parse(text).unwrap();
+        let (input, output) = ("h".to_owned(), "h_next".to_owned());
+        graph.states.push(qail_ir::State { input, output: output.clone(), element_axis: None, limit: None });
+        let choice = HeadChoice { kind: None, outputs: BTreeMap::from([("action".to_owned(), output)]) };
+        let message = resolve(&graph, &choice, None).unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "output `h_next` is a state: it is kept for the next step and not handed back; the outputs are `y` (3 numbers)"
+        );
     }
 
     #[test]

@@ -43,7 +43,14 @@ impl<'a> From<&'a Graph> for Inputs<'a> {
     }
 }
 
-impl Inputs<'_> {
+impl<'a> Inputs<'a> {
+    /// Inputs that the recording must have, with their types.
+    pub(super) fn recorded(&self) -> impl Iterator<Item = (&'a str, &'a TensorType)> {
+        let (graph, inputs) = (self.graph, *self);
+        let inputs = graph.inputs().iter().filter(move |&&id| inputs.is_recorded(&graph.node(id).name));
+        inputs.map(|&id| (graph.node(id).name.as_str(), graph.ty(id.value())))
+    }
+
     /// True for inputs that the recording must have.
     pub(super) fn is_recorded(&self, name: &str) -> bool {
         let is_noised = self.denoise.is_some_and(|denoise| denoise.sample == name || denoise.timestep == name);

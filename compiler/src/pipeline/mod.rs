@@ -46,6 +46,7 @@ pub use demonstrations::{Demonstrations, Sample, TrainingRows, open as open_demo
 pub use error::PipelineError;
 pub use head::{HeadChoice, HeadKind};
 pub use made::Inputs;
+pub use opened::open_recording;
 pub use sampler::SamplerChoice;
 pub use state::StateChoice;
 // What an observer hears of.
@@ -327,7 +328,11 @@ fn build(quantized: Quantized, target: Option<&Path>, observer: &mut dyn Observe
 
 fn plan_of(graph: &Graph, sampler: Option<&Sampler>, seed: u64) -> Result<qail_codegen::Plan, PipelineError> {
     let noise = sampler.into_iter().flat_map(deployed::noise).collect();
-    Ok(qail_codegen::build(graph, &qail_codegen::BuildOptions { noise, seed, ..Default::default() })?)
+    let plan = qail_codegen::build(graph, &qail_codegen::BuildOptions { noise, seed, ..Default::default() })?;
+    if let Some(sampler) = sampler {
+        deployed::check_turns(&plan.manifest, sampler)?;
+    }
+    Ok(plan)
 }
 
 /// Runs the artifact and the teacher, both in the loop of the sampler and from

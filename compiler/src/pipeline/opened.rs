@@ -8,10 +8,13 @@ use qail_passes::{Note, Sampler, Samples};
 use qail_train::{Head, denoise::Denoise, options::Method};
 
 use super::{
-    BuildOptions, Demonstrations, Inputs, N_HELD_OUT, Observer, PipelineError, bounds, control, demonstrations, given,
-    head, stages, state, training, weights,
+    BuildOptions, Demonstrations, Inputs, N_HELD_OUT, Observer, PipelineError, Silent, bounds, control, demonstrations,
+    given, head, stages, state, training, weights,
 };
-use crate::{data::Demos, files::sha256_of};
+use crate::{
+    data::{DemoMap, Demos},
+    files::sha256_of,
+};
 
 /// A model and its data, read and not yet changed.
 pub(super) struct Opened {
@@ -83,6 +86,18 @@ impl Opened {
         Ok((says_something.then(|| Control { action: action.to_owned(), chunk }), note))
     }
 
+    /// Opens the recording.
+    fn record(&mut self, path: &Path, options: &BuildOptions) -> Result<(), PipelineError> {
+        let inputs = Inputs { denoise: self.denoise.as_ref(), ..Inputs::from(&self.teacher) };
+        let demos = demonstrations::open(path, inputs, &options.map)?;
+        if self.denoise.is_some() && demos.actions().is_none() {
+            let what = "a sampler needs recorded actions: the noise that it takes away is added to them";
+            return Err(PipelineError::Sampler { what: what.to_owned() });
+        }
+        self.demos = Some(demos);
+        Ok(())
+    }
+
     /// Actions in a chunk, if one action a step was recorded for it.
     pub(super) fn window(&self) -> Option<usize> {
         let Control { action, chunk } = self.control.as_ref()?;
@@ -143,7 +158,25 @@ pub(super) fn read(model: &Path, options: &BuildOptions, observer: &mut dyn Obse
             return Err(PipelineError::Sampler { what: what.to_owned() });
         }
     }
+    // Without data nothing is mapped, and a slip is one all the same.
+    let said = DemoMap { inputs: options.policy.map.clone() };
+    for map in [&options.map, &said] {
+        map.check(opened.inputs().recorded().map(|(name, _)| name))?;
+    }
     Ok(opened)
+}
+
+/// Opens the recording of a build as the build would, and says whether the model
+/// can learn from it.
+///
+/// # Errors
+/// Whatever [`super::compile`] would say about the model, and about types and
+/// shapes of the data.
+pub fn open_recording(model: &Path, recording: &Path, options: &BuildOptions) -> Result<Demos, PipelineError> {
+    let mut opened = read(model, options, &mut Silent)?;
+    opened.record(recording, options)?;
+    opened.control(options)?;
+    opened.demos.ok_or_else(|| PipelineError::internal("a recording that was opened is there"))
 }
 
 /// Reads the model and its data.
@@ -153,8 +186,7 @@ pub(super) fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Obse
         return Err(PipelineError::NeedsData { precision: options.passes.precision });
     }
     if let Some(path) = &options.demos {
-        let inputs = Inputs { denoise: opened.denoise.as_ref(), ..Inputs::from(&opened.teacher) };
-        opened.demos = Some(demonstrations::open(path, inputs, &options.map)?);
+        opened.record(path, options)?;
         let failed = |source| PipelineError::Read { path: path.clone(), source };
         opened.data_sha256 = sha256_of(path).map_err(failed)?;
     }
@@ -167,11 +199,6 @@ pub(super) fn open(model: &Path, options: &BuildOptions, observer: &mut dyn Obse
     opened.notes.extend(note);
     if let Some(demos) = &opened.demos {
         opened.notes.extend(memory_note(&opened.teacher, demos));
-        let has_actions = demos.actions().is_some();
-        if opened.denoise.is_some() && !has_actions {
-            let what = "a sampler needs recorded actions: the noise that it takes away is added to them";
-            return Err(PipelineError::Sampler { what: what.to_owned() });
-        }
         opened.demonstrations = Some(Demonstrations::read(demos, opened.inputs(), options.n_calibration, N_HELD_OUT)?);
     }
     Ok(opened)

@@ -27,7 +27,12 @@ pub(super) fn import(
             observer.progress("read", done, all);
         })
     };
-    let Some((last, between)) = options.policy.then.split_last() else { return Ok(read(model, &options.import)?) };
+    let Some((last, between)) = options.policy.then.split_last() else {
+        if let Some(input) = options.policy.wires.keys().next() {
+            return Err(PipelineError::NoStage { input: input.clone() });
+        }
+        return Ok(read(model, &options.import)?);
+    };
     // What was named to be handed back is an output of the last stage.
     let all_outputs = frontend::ImportOptions { outputs: None, ..options.import.clone() };
     let mut joined = read(model, &all_outputs)?;

@@ -22,4 +22,5 @@ pub use file::{
 pub use operands::Operands;
 pub use reader::Artifact;
 pub use schema::{Layout, Manifest, Place, Storage};
+pub use validate::MAX_TURNS;
 pub use writer::Writer;

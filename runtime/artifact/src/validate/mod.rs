@@ -27,8 +27,8 @@ use crate::{
 };
 use tensor::TensorInfo;
 
-/// Most turns of all nested repeats together.
-const MAX_TURNS: u64 = 1 << 20;
+/// Most turns of all nested repeats together, times the steps of the innermost.
+pub const MAX_TURNS: u64 = 1 << 20;
 /// Deepest nesting of repeats.
 const MAX_DEPTH: u32 = 4;
 
