@@ -276,6 +276,7 @@ fn by_hand_report() -> LoweringReport {
         n: column_sums.len(),
         column_sums,
         bias_rounding: Vec::new(),
+        keeps_bias: false,
         bound: 0,
         requantizes: Vec::new(),
         dequantize: None,

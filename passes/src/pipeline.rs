@@ -82,7 +82,7 @@ pub fn given_pipeline() -> Vec<Box<dyn Pass>> {
         Box::new(Canonicalize),
         Box::new(EliminateDeadCode),
         Box::new(AdoptWeights),
-        Box::new(LowerQuant),
+        Box::new(LowerQuant { is_given: true }),
         Box::new(ExpandGroups),
         Box::new(FuseLinearAct),
         Box::new(EliminateDeadCode),
@@ -142,7 +142,7 @@ pub fn finish(options: &PipelineOptions) -> Vec<Box<dyn Pass>> {
         passes.push(Box::new(quantize));
     }
     if options.precision.needs_data() {
-        passes.push(Box::new(LowerQuant));
+        passes.push(Box::new(LowerQuant::default()));
     }
     // Layers that stay in floats, whatever the precision.
     passes.push(Box::new(ExpandGroups));

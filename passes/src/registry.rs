@@ -46,7 +46,10 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "lift-rope", build: |_| Ok(Box::new(LiftRope)) },
     Entry { name: "lift-silu", build: |_| Ok(Box::new(LiftSilu)) },
     Entry { name: "lift-softmax", build: |_| Ok(Box::new(LiftSoftmax)) },
-    Entry { name: "lower-quant", build: |_| Ok(Box::new(LowerQuant)) },
+    Entry {
+        name: "lower-quant",
+        build: |options| Ok(Box::new(LowerQuant { is_given: options.take("given", false, "true or false")? })),
+    },
     Entry {
         name: "merge-linear-bias",
         build: |options| {

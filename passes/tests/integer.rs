@@ -59,7 +59,7 @@ fn w8a8_stays_within_the_bound_of_its_roundings() {
         let list = "canonicalize, merge-linear-bias, fold-normalizer, insert-fake-quant(bits=w8a8), calibrate";
         PassManager::new(registry::parse(list).unwrap()).run(&mut graph, &mut cx).unwrap();
         let fake = graph.clone();
-        LowerQuant.run(&mut graph, &mut cx).unwrap();
+        LowerQuant::default().run(&mut graph, &mut cx).unwrap();
         let (original, integer) = (mlp.graph(1), Interpreter::new(&graph).unwrap());
         let (mut squares, mut noise) = (0.0, 0.0);
         for sample in mlp.samples(3, 50).iter().chain(&samples) {

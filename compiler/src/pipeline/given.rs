@@ -36,9 +36,6 @@ pub(super) fn method(options: &BuildOptions) -> Result<Method, PipelineError> {
     }
 }
 
-/// A shift of results by less than this share of a code is none.
-const BIAS_SHIFT: f64 = 1e-3;
-
 /// How far what runs is from the scales and the biases of the model.
 pub(super) fn notes(lowering: Option<&LoweringReport>) -> Vec<String> {
     [Some(scales(lowering)), biases(lowering)].into_iter().flatten().collect()
@@ -59,20 +56,15 @@ fn scales(lowering: Option<&LoweringReport>) -> String {
     }
 }
 
-/// Biases that were floats, and are integers of the accumulator now.
+/// Biases that integers would not hold.
 fn biases(lowering: Option<&LoweringReport>) -> Option<String> {
     let layers = &lowering?.layers;
-    let shifts = layers.iter().flat_map(|layer| {
-        let requantizes = layer.requantizes.iter();
-        requantizes.map(move |requantize| (layer.name.as_str(), layer.bias_shift(requantize)))
-    });
-    let (name, (largest, mean)) = shifts.max_by(|(_, (_, a)), (_, (_, b))| a.total_cmp(b))?;
-    (mean > BIAS_SHIFT).then(|| {
-        format!(
-            "biases in floats become integers in units of the accumulators: in `{name}` they shift results by up to \
-             {largest:.1e} of a code, and about {:.1} of 100 codes differ by one; keep biases as int32 in the model to \
-             avoid it",
-            100.0 * mean
-        )
-    })
+    let kept = layers.iter().filter(|layer| layer.keeps_bias);
+    let (n, first) = (kept.clone().count(), kept.clone().next()?);
+    Some(format!(
+        "biases of {n} of {} layers, `{}` the first, are no whole numbers of accumulators: they are added and their \
+         results quantized on the host, which is slower than biases of type int32",
+        layers.len(),
+        first.name
+    ))
 }

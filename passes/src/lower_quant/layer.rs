@@ -26,6 +26,14 @@ pub(super) struct Layer {
     pub(super) report: LoweredLayer,
 }
 
+impl Layer {
+    /// The mean shift that rounding the bias makes in codes of this step.
+    pub(super) fn bias_shift(&self, step: f64) -> f64 {
+        let shifts = self.report.bias_rounding.iter().zip(&self.exit_scales).map(|(rest, scale)| (rest * scale).abs());
+        shifts.sum::<f64>() / step / self.exit_scales.len().max(1) as f64
+    }
+}
+
 /// Numbers of an old layer.
 struct Parameters {
     w: Vec<f64>,
@@ -94,6 +102,7 @@ impl Lowering {
             nominal_scales: parameters.steps,
             column_sums: columns.iter().map(|column| column.sum).collect(),
             bias_rounding,
+            keeps_bias: false,
             k,
             n,
             bound,

@@ -13,6 +13,11 @@
 //! multiplier `M = nearest(s_in s_w / s_out)` for each requantization of it.
 //! Whoever still wants floats reads `dequantize`. Movements of codes stay.
 //!
+//! A model that brings its quantizers may have biases that are no whole numbers of
+//! accumulators. Where rounding them would shift a result by a noticeable part of
+//! a code ([`MAX_BIAS_SHIFT`]), what rounding took is added behind `dequantize`, in
+//! floats on the host, and the result is quantized there.
+//!
 //! From here on integer arithmetic defines the result, and floats before this
 //! pass only approximate it. The bound `sum |w||a| + |B| < 2^31` is proven from
 //! the codes themselves; where it fails the pass does too, naming the layer.
@@ -24,7 +29,9 @@ mod quantizer;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qail_ir::{Constant, Dequantize, FakeQuant, Graph, NodeId, Op, Origin, Unary, UnaryFn, Unfold, ValueId};
+use qail_ir::{
+    Binary, BinaryFn, Constant, Dequantize, FakeQuant, Graph, NodeId, Op, Origin, Unary, UnaryFn, Unfold, ValueId,
+};
 
 use crate::{
     Changed, Exactness, Pass, PassContext, PassError,
@@ -37,9 +44,17 @@ use crate::{
 };
 use layer::Layer;
 
+/// The mean shift of results, over the channels of a layer and in codes, from which
+/// on a given bias is kept: about that share of codes would differ by one.
+const MAX_BIAS_SHIFT: f64 = 2.5e-4;
+
 /// See the [module](self).
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LowerQuant;
+pub struct LowerQuant {
+    /// The model brought its quantizers: biases are kept. Policies that train do so
+    /// with whole biases.
+    pub is_given: bool,
+}
 
 impl Pass for LowerQuant {
     fn name(&self) -> &'static str {
@@ -62,7 +77,7 @@ impl Pass for LowerQuant {
         // First everything on codes beside the old graph, which stays whole and
         // can be matched; then readers of floats move over; then the old goes.
         let region = Region::of(graph)?;
-        let mut lowering = Lowering::default();
+        let mut lowering = Lowering { is_given: self.is_given, ..Lowering::default() };
         for &id in &old {
             lowering.lower(graph, id, &region, cx)?;
         }
@@ -77,6 +92,8 @@ impl Pass for LowerQuant {
 /// The graph on codes, while it grows beside the old one.
 #[derive(Default)]
 struct Lowering {
+    /// See [`LowerQuant::is_given`].
+    is_given: bool,
     /// Codes of old values.
     codes: BTreeMap<ValueId, (ValueId, CodeInfo)>,
     /// Layers on codes, by the old node.
@@ -188,6 +205,16 @@ impl Lowering {
             let mut floats = rewrite::add(graph, &name, op, &[layer.acc, scales], node.origin.clone())?;
             layer.dequantize = Some(floats.node);
             leaving.push(floats.node);
+            if layer.report.keeps_bias {
+                let rest = layer.report.bias_rounding.iter().zip(&layer.exit_scales);
+                let rest: Vec<f32> = rest.map(|(rest, scale)| (rest * scale) as f32).collect();
+                let rest = Constant::f32([rest.len()], &rest);
+                let rest = graph.add_const(format!("{}.rest", layer.report.name), rest, Origin::default());
+                let name = format!("{}.biased", layer.report.name);
+                let op = Op::Binary(Binary { f: BinaryFn::Add });
+                floats = rewrite::add(graph, &name, op, &[floats, rest], node.origin.clone())?;
+                leaving.push(floats.node);
+            }
             if let Some(f) = layer.act {
                 let name = format!("{}.{}", layer.report.name, f.name());
                 floats = rewrite::add(graph, &name, Op::Unary(Unary { f }), &[floats], node.origin.clone())?;

@@ -5,7 +5,7 @@ use qail_ir::{
     UnaryFn, ValueId,
 };
 
-use super::{Lowering, layer::checked_steps};
+use super::{Lowering, MAX_BIAS_SHIFT, layer::checked_steps};
 use crate::{
     PassContext, PassError,
     quant::{
@@ -29,6 +29,11 @@ impl Lowering {
         let out = quantizer.info(steps.first().copied().unwrap_or(1.0));
         match quantizer.from {
             CodesFrom::Floats => self.quantize(graph, id, x, out),
+            CodesFrom::Layer(layer) if self.keeps_bias(layer, out.step) => {
+                let why = "its bias is no whole number of accumulators; it is added and quantized on the host";
+                cx.info(graph, layer, why);
+                self.quantize(graph, id, x, out)
+            }
             CodesFrom::Layer(layer) => match region::route(None, functions, &out) {
                 Route::Requantize(out) => self.requantize(graph, id, layer, functions, out),
                 Route::Same | Route::Lookup | Route::Quantize => {
@@ -60,6 +65,14 @@ impl Lowering {
                 }
             }
         }
+    }
+
+    /// True if a layer keeps a bias that integers would shift by too much of a step.
+    fn keeps_bias(&mut self, layer: NodeId, step: f64) -> bool {
+        let Some(layer) = self.layers.get_mut(&layer).filter(|_| self.is_given) else { return false };
+        let keeps = layer.bias_shift(step) > MAX_BIAS_SHIFT;
+        layer.report.keeps_bias |= keeps;
+        keeps
     }
 
     /// Behind a layer.

@@ -93,6 +93,8 @@ pub struct LoweredLayer {
     pub column_sums: Vec<i64>,
     /// What rounding took from the bias of each channel, in accumulators: at most 0.5.
     pub bias_rounding: Vec<f64>,
+    /// True if that is added behind the layer, in floats.
+    pub keeps_bias: bool,
     /// Input features.
     pub k: usize,
     /// Output channels.
@@ -121,18 +123,6 @@ pub struct LoweringReport {
     /// Everything else that computes in floats behind the first codes, by name, with its operation:
     /// norms, softmax, products of two values.
     pub islands: Vec<(String, String)>,
-}
-
-impl LoweredLayer {
-    /// The largest shift of a result that rounding the bias makes, and the mean over its channels,
-    /// in codes of a requantization: the mean is about the share of codes that differ by one.
-    pub fn bias_shift(&self, requantize: &LoweredRequantize) -> (f64, f64) {
-        let unit = self.input_codes.step / requantize.out.step;
-        let channels = self.bias_rounding.iter().zip(self.nominal_scales.iter().cycle());
-        let shifts = channels.map(|(rest, &scale)| (rest * unit * f64::from(scale)).abs());
-        let (largest, sum) = shifts.fold((0.0f64, 0.0), |(largest, sum), shift| (largest.max(shift), sum + shift));
-        (largest, sum / self.bias_rounding.len().max(1) as f64)
-    }
 }
 
 impl LoweringReport {

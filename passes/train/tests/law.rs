@@ -37,7 +37,7 @@ fn with_batch(graph: &Graph, n: usize) -> Graph {
 fn lower(graph: &Graph) -> (Graph, BTreeMap<String, i32>) {
     let mut integer = graph.clone();
     let mut cx = PassContext::new();
-    LowerQuant.run(&mut integer, &mut cx).unwrap();
+    LowerQuant::default().run(&mut integer, &mut cx).unwrap();
     let zeros = cx.lowering.unwrap().codes.into_iter().map(|(name, info)| (name, info.zero_point)).collect();
     (integer, zeros)
 }
