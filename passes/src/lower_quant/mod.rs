@@ -15,8 +15,8 @@
 //!
 //! A model that brings its quantizers may have biases that are no whole numbers of
 //! accumulators. Where rounding them would shift a result by a noticeable part of
-//! a code ([`MAX_BIAS_SHIFT`]), what rounding took is added behind `dequantize`, in
-//! floats on the host, and the result is quantized there.
+//! a code, what rounding took is added behind `dequantize`, in floats on the host,
+//! and the result is quantized there.
 //!
 //! From here on integer arithmetic defines the result, and floats before this
 //! pass only approximate it. The bound `sum |w||a| + |B| < 2^31` is proven from
