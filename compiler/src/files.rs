@@ -182,18 +182,28 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
+/// All of a regular file.
+///
+/// # Errors
+/// As [`open_regular`].
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// All of a regular file, or nothing if it has more than `limit` bytes.
 ///
 /// # Errors
 /// As [`open_regular`].
-pub fn read_limited(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+fn read_limited(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     // What the system says about the size need not be true, of `/proc` for example.
     open_regular(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= limit))
 }
 
-/// As [`read_limited`], of a text.
+/// A text, or nothing if it has more than `limit` bytes.
 ///
 /// # Errors
 /// As [`open_regular`], and bytes that are not UTF-8.

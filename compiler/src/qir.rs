@@ -12,7 +12,7 @@ use std::{
 use qail_ir::{ConstData, ConstError, Constant, DType, Elem, Graph, TensorType, VerifyError, text};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 
-use crate::files::{WriteError, read_limited, read_text, write_atomic};
+use crate::files::{self, WriteError, read_text, write_atomic};
 
 /// Largest text that is read.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
@@ -92,8 +92,8 @@ pub fn read(path: &Path) -> Result<Graph, QirError> {
     let source = read_text(path, MAX_TEXT_BYTES).map_err(failed)?;
     let source = source.ok_or_else(|| QirError::TooLarge { path: path.to_owned() })?;
     let path = weights_path(path);
-    let bytes = match read_limited(&path, u64::MAX) {
-        Ok(bytes) => bytes,
+    let bytes = match files::read(&path) {
+        Ok(bytes) => Some(bytes),
         // Then the text may not need it; if it does, parsing says so.
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(QirError::Read { path, source }),

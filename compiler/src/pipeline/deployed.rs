@@ -54,7 +54,7 @@ fn n_turns(steps: &[Step], turns: u64) -> u64 {
         _ => None,
     });
     let each = repeats.map(|repeat| {
-        let turns = turns.saturating_mul(repeat.n.into()).saturating_mul(repeat.steps.len().max(1) as u64);
+        let turns = repeat.turns(turns);
         turns.max(n_turns(&repeat.steps, turns))
     });
     each.max().unwrap_or(0)

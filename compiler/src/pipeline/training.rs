@@ -25,7 +25,7 @@ use super::{
     BuildOptions, Demonstrations, Inputs, Observer, Opened, PipelineError, Quantized, SamplerChoice, TrainingRows,
     compare, control, deployed::deployed, flags, head, plan_of, run_passes,
 };
-use crate::files::{hex, read_limited, write_atomic};
+use crate::files::{self, hex, write_atomic};
 
 /// Samples that the units of biases are measured on.
 const N_UNIT_SAMPLES: usize = 64;
@@ -444,7 +444,7 @@ fn same_run(found: &Checkpoint, facts: &BTreeMap<String, String>) -> Result<(), 
 /// Files that cannot be read, and everything that is no sound checkpoint.
 pub fn read_checkpoint(path: &Path) -> Result<Checkpoint, PipelineError> {
     let failed = |source| PipelineError::Read { path: path.to_owned(), source };
-    let bytes = read_limited(path, u64::MAX).map_err(failed)?.unwrap_or_default();
+    let bytes = files::read(path).map_err(failed)?;
     Checkpoint::from_bytes(&bytes)
         .map_err(|source| PipelineError::Checkpoint { path: path.to_owned(), source: Box::new(source) })
 }

@@ -27,10 +27,14 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// The mean shift that rounding the bias makes in codes of this step.
+    /// What rounding took from the bias of each channel.
+    pub(super) fn bias_rest(&self) -> impl Iterator<Item = f64> {
+        self.report.bias_rounding.iter().zip(&self.exit_scales).map(|(rest, scale)| rest * scale)
+    }
+
+    /// The mean shift of that in codes of this step.
     pub(super) fn bias_shift(&self, step: f64) -> f64 {
-        let shifts = self.report.bias_rounding.iter().zip(&self.exit_scales).map(|(rest, scale)| (rest * scale).abs());
-        shifts.sum::<f64>() / step / self.exit_scales.len().max(1) as f64
+        self.bias_rest().map(f64::abs).sum::<f64>() / step / self.exit_scales.len().max(1) as f64
     }
 }
 

@@ -206,8 +206,7 @@ impl Lowering {
             layer.dequantize = Some(floats.node);
             leaving.push(floats.node);
             if layer.report.keeps_bias {
-                let rest = layer.report.bias_rounding.iter().zip(&layer.exit_scales);
-                let rest: Vec<f32> = rest.map(|(rest, scale)| (rest * scale) as f32).collect();
+                let rest: Vec<f32> = layer.bias_rest().map(|rest| rest as f32).collect();
                 let rest = Constant::f32([rest.len()], &rest);
                 let rest = graph.add_const(format!("{}.rest", layer.report.name), rest, Origin::default());
                 let name = format!("{}.biased", layer.report.name);

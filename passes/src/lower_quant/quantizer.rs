@@ -37,11 +37,11 @@ impl Lowering {
             CodesFrom::Layer(layer) => match region::route(None, functions, &out) {
                 Route::Requantize(out) => self.requantize(graph, id, layer, functions, out),
                 Route::Same | Route::Lookup | Route::Quantize => {
-                    cx.declined(
-                        graph,
-                        id,
-                        "kernels make no codes of 16 bits, and one code alone is none; it is quantized on the host",
-                    );
+                    let why = match out.scheme.bits {
+                        ..=8 => "the functions in front leave one code; it is quantized on the host",
+                        _ => "kernels make no codes of 16 bits; it is quantized on the host",
+                    };
+                    cx.declined(graph, id, why);
                     self.quantize(graph, id, x, out)
                 }
             },

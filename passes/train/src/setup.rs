@@ -110,9 +110,9 @@ impl Machine {
 /// Keeps the parameters that are among the nodes; gives the names of the others.
 fn keep(parameters: &mut Vec<Parameter>, graph: &Graph, nodes: &BTreeSet<NodeId>) -> Vec<String> {
     let names: BTreeSet<&str> = nodes.iter().map(|&id| graph.node(id).name.as_str()).collect();
-    let (kept, dropped) = std::mem::take(parameters).into_iter().partition(|p| names.contains(p.name.as_str()));
+    let (kept, dropped): (Vec<_>, Vec<_>) =
+        std::mem::take(parameters).into_iter().partition(|p| names.contains(p.name.as_str()));
     *parameters = kept;
-    let dropped: Vec<Parameter> = dropped;
     dropped.into_iter().map(|parameter| parameter.name).collect()
 }
 

@@ -465,3 +465,10 @@ pub struct Repeat {
     #[prost(uint32, optional, tag = "5")]
     pub turn: Option<u32>,
 }
+
+impl Repeat {
+    /// Turns of this repeat inside of `outer` ones, times the steps of a turn.
+    pub fn turns(&self, outer: u64) -> u64 {
+        outer.saturating_mul(self.n.into()).saturating_mul(self.steps.len().max(1) as u64)
+    }
+}

@@ -275,11 +275,10 @@ impl<'a> EntryCheck<'a> {
         if !self.manifest.requires(REPEAT_FEATURE) {
             return Err(step_error(step, "repeats without the feature `repeat`"));
         }
-        let turns = turns
-            .checked_mul(u64::from(repeat.n))
-            .and_then(|t| t.checked_mul(repeat.steps.len().max(1) as u64))
-            .filter(|&t| t <= MAX_TURNS)
-            .ok_or_else(|| step_error(step, format!("more than {MAX_TURNS} turns")))?;
+        let turns = repeat.turns(turns);
+        if turns > MAX_TURNS {
+            return Err(step_error(step, format!("more than {MAX_TURNS} turns")));
+        }
         if let Some(turn) = repeat.turn {
             self.dense(step, turn, Storage::I64, Some(1))?;
             self.mark(turn);
