@@ -271,6 +271,37 @@ fn packed_blocks_become_groups() {
 }
 
 #[test]
+fn packed_weights_with_zero_points_keep_their_width() {
+    // Two columns of 20 rows, blocks of 16; zero points as far from the middle as they may be.
+    let scales = [1.0, 0.5, 0.25, 2.0];
+    for (bits, zeros, packed) in [(8, [0u8, 255, 128, 3], vec![0, 255, 128, 3]), (4, [0, 15, 8, 3], vec![0xf0, 0x38])] {
+        let codes: Vec<u8> = (0..64u8).map(|i| if bits == 8 { i.wrapping_mul(37) } else { i % 16 * 7 % 16 }).collect();
+        let bytes: Vec<u8> = match bits {
+            8 => codes.clone(),
+            _ => codes.chunks(2).map(|pair| pair[0] | pair[1] << 4).collect(),
+        };
+        let tiny = Tiny::new(21, &[1, 20])
+            .tensor(u8s("b", &[2, 2, 2 * i64::from(bits)], &bytes))
+            .f32("s", &[4], &scales)
+            .tensor(u8s("z", &[packed.len() as i64], &packed));
+        let attributes = vec![int("K", 20), int("N", 2), int("bits", bits.into()), int("block_size", 16)];
+        let tiny = contributed(tiny, "MatMulNBits", "x b s z", "y", attributes);
+        let (scheme, group, _) = weight_codes(&graph(&tiny));
+        assert_eq!((scheme, group), (QuantScheme::signed(bits), Some(16)));
+        let x = Tiny::new(21, &[1, 20]).node("Identity", "x", "y", vec![]).run("y");
+        let w = |k: usize, n: usize| {
+            let block = n * 2 + k / 16;
+            f64::from(scales[block]) * (f64::from(codes[n * 32 + k]) - f64::from(zeros[block]))
+        };
+        for (n, y) in tiny.run("y").into_iter().enumerate() {
+            let expected: f64 = x.iter().enumerate().map(|(k, x)| x * w(k, n)).sum();
+            let size: f64 = x.iter().enumerate().map(|(k, x)| (x * w(k, n)).abs()).sum();
+            assert!((y - expected).abs() <= 1e-5 * size, "{bits} bits, column {n}: {y}, expected {expected}");
+        }
+    }
+}
+
+#[test]
 fn dynamic_scales_are_refused_with_a_remedy() {
     let tiny = Tiny::new(13, &[1, 2]).node("DynamicQuantizeLinear", "x", "q s z", vec![]).node(
         "DequantizeLinear",
